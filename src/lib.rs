@@ -1,1 +1,7 @@
+//! event-gateway: accepts jobs, commands and events over REST, commits each durably
+//! once, publishes it to RabbitMQ, Kafka and NATS JetStream, and shows it live.
+//!
+//! `docs/architecture.md` maps the modules; each uses only what stands below it.
 
+pub mod broker;
+pub mod domain;
