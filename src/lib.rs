@@ -4,4 +4,6 @@
 //! `docs/architecture.md` maps the modules; each uses only what stands below it.
 
 pub mod broker;
+pub mod config;
 pub mod domain;
+pub mod telemetry;

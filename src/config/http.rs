@@ -1,0 +1,34 @@
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+
+use super::setting::{Check, Checks, settings};
+
+settings! {
+    /// The HTTP front end and its limits.
+    pub struct Http in "http" {
+        /// Address and port to listen on. Port 0 takes a free one, which the log names.
+        /// Any address but a loopback one needs auth.jwt_secret or auth.jwks_url.
+        listen: SocketAddr = "127.0.0.1:8080",
+        /// Largest request body.
+        body_limit: ByteSize = "1MiB",
+        /// Largest body of a batch (POST /jobs/batch, a batch of events).
+        batch_body_limit: ByteSize = "8MiB",
+        /// Largest event, encoded. A larger one is refused with 413.
+        event_limit: ByteSize = "512kB",
+        /// A request that takes longer is answered with 503.
+        request_timeout: Duration = "30s",
+    }
+}
+
+impl Check for Http {
+    fn check(&self, checks: &mut Checks<'_>) {
+        let sizes = ByteSize::kib(1)..=ByteSize::mib(64);
+        checks.within("http.body_limit", self.body_limit, sizes.clone());
+        checks.within("http.batch_body_limit", self.batch_body_limit, sizes.clone());
+        // Brokers refuse messages over 1 MB unless they are told otherwise.
+        checks.within("http.event_limit", self.event_limit, ByteSize::kib(1)..=ByteSize::kb(1000));
+        checks.within("http.request_timeout", self.request_timeout, Duration::from_secs(1)..=Duration::from_secs(600));
+    }
+}

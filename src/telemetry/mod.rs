@@ -1,0 +1,8 @@
+//! What the gateway says about itself: log lines, metrics, and facts that are both.
+
+pub mod facts;
+mod log;
+pub mod metrics;
+
+pub use log::{LogError, init};
+pub use metrics::{ConsumerMetrics, Metrics};
