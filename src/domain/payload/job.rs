@@ -1,20 +1,10 @@
-//! Typed payloads of the built-in event types; field names are fixed by `docs/events.md`.
+//! What happens to jobs, and the commands to those who run them.
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::borrow::Cow;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::job::{JobStatus, Priority, ResourceRequest, RunnerKind, TaccSystem};
-use super::{Id, Timestamp};
-
-/// A payload with a fixed type name.
-pub trait Payload: Serialize + DeserializeOwned + Send + Sync {
-    /// The event type in the catalogue.
-    const TYPE: &'static str;
-
-    /// The aggregate this payload belongs to.
-    fn aggregate_id(&self) -> Cow<'_, str>;
-}
+use crate::domain::job::{JobStatus, Priority, ResourceRequest, RunnerKind, TaccSystem};
+use crate::domain::{Id, Timestamp};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
