@@ -4,6 +4,8 @@
 //! Two traits, both small enough to implement in a day; `tests/contract` tells when
 //! an adapter is done.
 
+pub mod embedded;
+
 use std::sync::Arc;
 use std::time::Duration;
 

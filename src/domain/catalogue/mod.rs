@@ -26,7 +26,7 @@ use bytes::Bytes;
 
 pub(in crate::domain) use conform::{BuiltIn, conforms};
 pub use route::Route;
-pub use topology::{Exchange, ExchangeKind, Stream, StreamKind, Topic, covers, overlaps};
+pub use topology::{Exchange, ExchangeKind, Stream, StreamKind, Topic, covers, is_subject_filter, overlaps};
 
 use super::event::Headers;
 use super::payload::Payload;

@@ -76,7 +76,7 @@ pub fn overlaps(a: &str, b: &str) -> bool {
 }
 
 /// Is this a well-formed subject filter?
-pub(super) fn is_subject_filter(text: &str) -> bool {
+pub fn is_subject_filter(text: &str) -> bool {
     let tokens: Vec<_> = text.split('.').collect();
     let plain = |token: &str| {
         !token.is_empty() && token.chars().all(|c| c.is_ascii_graphic() && !matches!(c, '*' | '>' | '{' | '}'))

@@ -1,0 +1,6 @@
+//! The contract of the broker port: one suite that every publisher and subscriber
+//! passes, on the embedded brokers and on the real ones.
+
+mod embedded;
+mod fixture;
+mod suite;
