@@ -7,4 +7,6 @@ pub mod agents;
 pub mod broker;
 pub mod config;
 pub mod domain;
-pub mod telemetry;
+pub mod service;
+pub mod store;
+pub mod task;

@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::domain::catalogue::Route;
+pub use crate::domain::event::Encoding;
 use crate::domain::event::Headers;
 use crate::domain::{Broker, Event};
 
@@ -95,15 +96,6 @@ pub enum Source {
     WorkQueue { stream: Arc<str>, filter: Arc<str> },
     /// A JetStream stream read from now on by this instance alone.
     Ephemeral { stream: Arc<str>, filter: Arc<str> },
-}
-
-/// How a body is encoded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Encoding {
-    /// The payload as a JSON object.
-    Json,
-    /// The whole record (envelope and payload) as Avro binary, without wire prefix.
-    Avro,
 }
 
 /// A message received.

@@ -207,3 +207,13 @@ pub struct Headers {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<Arc<str>>,
 }
+
+/// How a message's body is encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Encoding {
+    /// The payload as a JSON object.
+    Json,
+    /// The whole record (envelope and payload) as Avro binary, without wire prefix.
+    Avro,
+}

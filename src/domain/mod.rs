@@ -5,6 +5,7 @@
 
 pub mod catalogue;
 pub mod event;
+pub mod factory;
 pub mod id;
 pub mod job;
 pub mod payload;

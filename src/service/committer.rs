@@ -1,0 +1,298 @@
+//! Group commit: one task gathers the units that arrive while the previous COMMIT is in
+//! flight and commits them together. Everyone is answered after that COMMIT.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::domain::Event;
+use crate::store::{Outcome, Store, StoreError, Unit};
+use crate::telemetry::Metrics;
+
+/// Bounds of the intake.
+#[derive(Clone, Copy, Debug)]
+pub struct CommitterOptions {
+    /// Bytes of units that may wait; beyond, accepts are refused and others wait.
+    pub max_bytes: usize,
+    /// Rows a COMMIT gathers before it goes; a larger unit goes alone.
+    pub batch_rows: usize,
+}
+
+/// Gets every committed event, in commit order, right after its COMMIT. Must not block.
+pub trait Handoff: Send + Sync + 'static {
+    fn committed(&self, events: &[Arc<Event>]);
+}
+
+/// Why a unit was not committed. Nothing of it was written unless said otherwise.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CommitError {
+    /// The intake is full.
+    #[error("the intake is full")]
+    Overloaded,
+    /// The store cannot take it now.
+    #[error("the store is not available: {0}")]
+    Unavailable(String),
+    /// It may or may not be committed.
+    #[error("the outcome is unknown: {0}")]
+    OutcomeUnknown(String),
+    /// The store refused the data of this unit.
+    #[error("refused by the store: {0}")]
+    Refused(String),
+    /// The gateway is stopping.
+    #[error("the gateway is stopping")]
+    Stopping,
+}
+
+impl From<&StoreError> for CommitError {
+    fn from(error: &StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(why) => Self::Unavailable(why.clone()),
+            StoreError::OutcomeUnknown(why) => Self::OutcomeUnknown(why.clone()),
+            StoreError::Data(why) | StoreError::Corrupt(why) => Self::Refused(why.clone()),
+        }
+    }
+}
+
+struct Waiting {
+    unit: Unit,
+    weight: usize,
+    answer: oneshot::Sender<Result<Outcome, CommitError>>,
+    /// Gives the bytes back when the unit is answered.
+    _bytes: OwnedSemaphorePermit,
+}
+
+/// Where units are handed in. Cheap to clone.
+#[derive(Clone)]
+pub struct Committer {
+    accepts: mpsc::UnboundedSender<Waiting>,
+    background: mpsc::UnboundedSender<Waiting>,
+    /// One permit is 64 bytes; this, not the channels, is what bounds the intake.
+    accept_bytes: Arc<Semaphore>,
+    background_bytes: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
+}
+
+const PERMIT_BYTES: usize = 64;
+
+impl Committer {
+    /// Starts the task. It ends when every handle is dropped and what waited is committed.
+    pub fn spawn(
+        store: Arc<dyn Store>,
+        handoff: Arc<dyn Handoff>,
+        options: CommitterOptions,
+        metrics: Arc<Metrics>,
+    ) -> (Self, JoinHandle<()>) {
+        let (accepts, accept_queue) = mpsc::unbounded_channel();
+        let (background, background_queue) = mpsc::unbounded_channel();
+        let permits = (options.max_bytes / PERMIT_BYTES).clamp(1, Semaphore::MAX_PERMITS);
+        let committer = Self {
+            accepts,
+            background,
+            accept_bytes: Arc::new(Semaphore::new(permits)),
+            background_bytes: Arc::new(Semaphore::new(permits)),
+            metrics: metrics.clone(),
+        };
+        let task = Task {
+            store,
+            handoff,
+            batch_rows: options.batch_rows,
+            metrics,
+            accepts: Source::new(accept_queue),
+            background: Source::new(background_queue),
+        };
+        // Owner: app, which joins the handle at shutdown after dropping all senders.
+        let handle = crate::task::spawn("committer", task.run());
+        (committer, handle)
+    }
+
+    fn permits(unit: &Unit) -> u32 {
+        u32::try_from(unit.bytes().div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX)
+    }
+
+    /// A request's unit: first in its COMMIT, refused when the intake is full.
+    pub async fn accept(&self, unit: Unit) -> Result<Outcome, CommitError> {
+        let permits = Self::permits(&unit);
+        let bytes = self.accept_bytes.clone().try_acquire_many_owned(permits).map_err(|_| CommitError::Overloaded)?;
+        self.metrics.intake_queue_bytes.add(i64::from(permits) * PERMIT_BYTES as i64);
+        let result = Self::enqueue(&self.accepts, unit, bytes).await;
+        self.metrics.intake_queue_bytes.sub(i64::from(permits) * PERMIT_BYTES as i64);
+        result
+    }
+
+    /// A relay's or consumer's unit: waits for room, has a guaranteed share.
+    pub async fn background(&self, unit: Unit) -> Result<Outcome, CommitError> {
+        let bytes = self
+            .background_bytes
+            .clone()
+            .acquire_many_owned(Self::permits(&unit))
+            .await
+            .map_err(|_| CommitError::Stopping)?;
+        Self::enqueue(&self.background, unit, bytes).await
+    }
+
+    /// Several background units, in order, in as few COMMITs as possible.
+    pub async fn background_all(&self, units: Vec<Unit>) -> Result<Vec<Outcome>, CommitError> {
+        let mut answers = Vec::with_capacity(units.len());
+        for unit in units {
+            let bytes = self
+                .background_bytes
+                .clone()
+                .acquire_many_owned(Self::permits(&unit))
+                .await
+                .map_err(|_| CommitError::Stopping)?;
+            answers.push(Self::send(&self.background, unit, bytes)?);
+        }
+        let mut outcomes = Vec::with_capacity(answers.len());
+        for answer in answers {
+            outcomes.push(answer.await.unwrap_or(Err(CommitError::Stopping))?);
+        }
+        Ok(outcomes)
+    }
+
+    fn send(
+        queue: &mpsc::UnboundedSender<Waiting>,
+        unit: Unit,
+        bytes: OwnedSemaphorePermit,
+    ) -> Result<oneshot::Receiver<Result<Outcome, CommitError>>, CommitError> {
+        let (answer, answered) = oneshot::channel();
+        let weight = unit.weight();
+        queue.send(Waiting { unit, weight, answer, _bytes: bytes }).map_err(|_| CommitError::Stopping)?;
+        Ok(answered)
+    }
+
+    async fn enqueue(
+        queue: &mpsc::UnboundedSender<Waiting>,
+        unit: Unit,
+        bytes: OwnedSemaphorePermit,
+    ) -> Result<Outcome, CommitError> {
+        Self::send(queue, unit, bytes)?.await.unwrap_or(Err(CommitError::Stopping))
+    }
+}
+
+/// A queue whose head can be looked at.
+struct Source {
+    queue: mpsc::UnboundedReceiver<Waiting>,
+    head: VecDeque<Waiting>,
+    open: bool,
+}
+
+impl Source {
+    fn new(queue: mpsc::UnboundedReceiver<Waiting>) -> Self {
+        Self { queue, head: VecDeque::new(), open: true }
+    }
+
+    /// Waits until there is a head (false: closed and empty). Cancel-safe.
+    async fn ready(&mut self) -> bool {
+        if self.head.is_empty() && self.open {
+            match self.queue.recv().await {
+                Some(waiting) => self.head.push_back(waiting),
+                None => self.open = false,
+            }
+        }
+        !self.head.is_empty()
+    }
+
+    /// Moves units into `batch` while they fit into `room`; a unit larger than the
+    /// whole cap goes when the batch is still empty.
+    fn take(&mut self, batch: &mut Vec<Waiting>, used: &mut usize, room: usize) {
+        loop {
+            if self.head.is_empty() {
+                match self.queue.try_recv() {
+                    Ok(waiting) => self.head.push_back(waiting),
+                    Err(_) => return,
+                }
+            }
+            let fits = self.head.front().is_some_and(|next| *used + next.weight <= room || batch.is_empty());
+            if !fits {
+                return;
+            }
+            if let Some(next) = self.head.pop_front() {
+                *used += next.weight;
+                batch.push(next);
+            }
+        }
+    }
+}
+
+struct Task {
+    store: Arc<dyn Store>,
+    handoff: Arc<dyn Handoff>,
+    batch_rows: usize,
+    metrics: Arc<Metrics>,
+    accepts: Source,
+    background: Source,
+}
+
+impl Task {
+    async fn run(mut self) {
+        loop {
+            let any = tokio::select! {
+                biased;
+                ready = self.accepts.ready(), if self.accepts.open || !self.accepts.head.is_empty() => ready,
+                ready = self.background.ready(), if self.background.open || !self.background.head.is_empty() => ready,
+                else => return,
+            };
+            if !any {
+                continue;
+            }
+            let mut batch = Vec::new();
+            let mut used = 0;
+            // Accepts first, but a third of the rows is kept for relays and consumers.
+            self.accepts.take(&mut batch, &mut used, self.batch_rows * 2 / 3);
+            self.background.take(&mut batch, &mut used, self.batch_rows);
+            self.accepts.take(&mut batch, &mut used, self.batch_rows);
+            self.commit(batch).await;
+        }
+    }
+
+    async fn commit(&self, batch: Vec<Waiting>) {
+        // Those who no longer wait (their connection is gone) are committed all the same:
+        // their retry is answered from the idempotency key.
+        let (units, answers): (Vec<Unit>, Vec<_>) =
+            batch.into_iter().map(|waiting| (waiting.unit, (waiting.answer, waiting._bytes))).unzip();
+        let rows: usize = units.iter().map(Unit::weight).sum();
+        self.metrics.commit_batch_rows.observe(rows as f64);
+        let started = std::time::Instant::now();
+        let units = Arc::new(units);
+        let results = self.commit_units(units).await;
+        self.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
+        for ((answer, bytes), result) in answers.into_iter().zip(results) {
+            // Nobody waits any more: nothing to tell.
+            let _ = answer.send(result);
+            drop(bytes);
+        }
+    }
+
+    async fn commit_units(&self, units: Arc<Vec<Unit>>) -> Vec<Result<Outcome, CommitError>> {
+        match self.store.commit(units.clone()).await {
+            Ok(outcomes) => {
+                let events: Vec<Arc<Event>> = outcomes
+                    .iter()
+                    .filter_map(|outcome| match outcome {
+                        Outcome::Committed { events, .. } => Some(events.iter().cloned()),
+                        _ => None,
+                    })
+                    .flatten()
+                    .collect();
+                if !events.is_empty() {
+                    self.handoff.committed(&events);
+                }
+                outcomes.into_iter().map(Ok).collect()
+            }
+            // Bad data of one unit must not take the others down: halve until it is alone.
+            Err(StoreError::Data(why)) if units.len() > 1 => {
+                tracing::warn!(units = units.len(), why, "data error in a batch; splitting it");
+                let middle = units.len() / 2;
+                let mut results = Box::pin(self.commit_units(Arc::new(units[..middle].to_vec()))).await;
+                results.extend(Box::pin(self.commit_units(Arc::new(units[middle..].to_vec()))).await);
+                results
+            }
+            Err(error) => {
+                tracing::error!(%error, units = units.len(), "commit failed");
+                units.iter().map(|_| Err(CommitError::from(&error))).collect()
+            }
+        }
+    }
+}

@@ -1,0 +1,393 @@
+//! The embedded store: one SQLite file, WAL, synchronous=FULL.
+//!
+//! One writer connection (whoever commits holds it), a few reader connections. A second
+//! process is kept out by a lock file in the data directory (see `app`).
+
+mod audit;
+mod backlog;
+mod history;
+mod inbox;
+mod jobs;
+mod outbox;
+mod rows;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+};
+use sqlx::{ConnectOptions, Connection, Row, SqliteConnection};
+use tokio::sync::Mutex;
+
+use super::plan::{Found, Needs, Plan, plan};
+use super::{
+    BacklogRow, BrokerEnd, ChannelState, Deliveries, EventFilter, JobFilter, JobSummary, LegRow, Outcome, Page,
+    ReplayLimit, SamplePoint, Store, StoreError, StoreFigures, Unit,
+};
+use crate::domain::factory::EventFactory;
+use crate::domain::job::{Job, RunnerKind};
+use crate::domain::{Broker, Channel, Event, Id, Timestamp};
+use history::EventReader;
+
+/// A read that takes longer is given up, so that checkpoints can go on.
+const READ_LIMIT: Duration = Duration::from_secs(1);
+
+/// How many reads run at once.
+const READERS: u32 = 4;
+
+/// The embedded store.
+#[derive(Debug)]
+pub struct SqliteStore {
+    writer: Mutex<Option<Writer>>,
+    readers: SqlitePool,
+    events: EventReader,
+    factory: Arc<EventFactory>,
+}
+
+#[derive(Debug)]
+struct Writer {
+    connection: SqliteConnection,
+    /// Position of the last committed event.
+    last_position: i64,
+}
+
+impl SqliteStore {
+    /// Opens or creates the file and brings its schema up to date.
+    ///
+    /// # Errors
+    /// The file cannot be opened, is no database, or comes from a newer version.
+    pub async fn open(path: &Path, factory: Arc<EventFactory>) -> Result<Self, StoreError> {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(Duration::from_secs(5))
+            .statement_cache_capacity(512)
+            .pragma("cache_size", "-65536")
+            .pragma("temp_store", "memory")
+            .pragma("wal_autocheckpoint", "4000")
+            .pragma("journal_size_limit", "67108864")
+            .disable_statement_logging();
+        let mut connection = SqliteConnection::connect_with(&options).await?;
+        sqlx::migrate!("migrations/sqlite")
+            .run(&mut connection)
+            .await
+            .map_err(|error| StoreError::Corrupt(format!("schema of {}: {error}", path.display())))?;
+        let last_position: i64 = sqlx::query("SELECT coalesce(max(position), 0) AS last FROM events")
+            .fetch_one(&mut connection)
+            .await?
+            .try_get("last")?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .acquire_timeout(Duration::from_secs(5))
+            .connect_lazy_with(options.create_if_missing(false).pragma("query_only", "1"));
+        Ok(Self {
+            writer: Mutex::new(Some(Writer { connection, last_position })),
+            readers,
+            events: EventReader { catalogue: factory.catalogue().clone() },
+            factory,
+        })
+    }
+
+    /// The epoch of this start: one more than the last.
+    pub async fn next_epoch(&self, instance: &str) -> Result<i64, StoreError> {
+        let mut guard = self.writer.lock().await;
+        let writer = guard.as_mut().ok_or_else(closed)?;
+        let row = sqlx::query(
+            "INSERT INTO instance (id, epoch) VALUES (?, 1) ON CONFLICT (id) DO UPDATE SET epoch = epoch + 1 \
+             RETURNING epoch",
+        )
+        .bind(instance.to_owned())
+        .fetch_one(&mut writer.connection)
+        .await?;
+        Ok(row.try_get("epoch")?)
+    }
+
+    /// Runs a read on a pooled connection within [`READ_LIMIT`].
+    async fn read<T, F>(&self, body: F) -> Result<T, StoreError>
+    where
+        F: AsyncFnOnce(&mut SqliteConnection) -> Result<T, StoreError>,
+    {
+        let mut connection = self.readers.acquire().await?;
+        match tokio::time::timeout(READ_LIMIT, body(&mut connection)).await {
+            Ok(result) => result,
+            Err(_) => {
+                // The statement still runs on its thread: do not give the connection back.
+                drop(connection.detach());
+                Err(StoreError::Unavailable(format!(
+                    "the read took longer than {} ms; narrow the filter",
+                    READ_LIMIT.as_millis()
+                )))
+            }
+        }
+    }
+
+    /// Runs a small write of its own (maintenance) under the writer's lock.
+    async fn write<T, F>(&self, body: F) -> Result<T, StoreError>
+    where
+        F: AsyncFnOnce(&mut SqliteConnection) -> Result<T, StoreError>,
+    {
+        let mut guard = self.writer.lock().await;
+        let writer = guard.as_mut().ok_or_else(closed)?;
+        let mut transaction = writer.connection.begin_with("BEGIN IMMEDIATE").await?;
+        let result = body(&mut transaction).await?;
+        transaction.commit().await?;
+        Ok(result)
+    }
+}
+
+fn closed() -> StoreError {
+    StoreError::Unavailable("the store is closed".into())
+}
+
+async fn load(connection: &mut SqliteConnection, units: &[Unit], last_position: i64) -> Result<Found, StoreError> {
+    let needs = Needs::of(units);
+    let mut found = Found {
+        idempotency: inbox::load_keys(connection, &needs.idempotency).await?,
+        inbox: inbox::load_inbox(connection, &needs.inbox).await?,
+        blocked: backlog::load_blocked(connection, &needs.backlog_keys).await?,
+        models: audit::load_models(connection, &needs.models).await?,
+        last_position,
+        ..Found::default()
+    };
+    if !needs.jobs.is_empty() {
+        found.jobs = jobs::load(connection, &needs.jobs).await?.into_iter().map(|job| (job.id, job)).collect();
+    }
+    let heads = Needs::heads(units, &found.jobs);
+    if !heads.is_empty() {
+        found.heads = outbox::load_heads(connection, &heads).await?;
+    }
+    Ok(found)
+}
+
+async fn write(connection: &mut SqliteConnection, plan: &Plan, now: Timestamp) -> Result<(), sqlx::Error> {
+    inbox::write_keys(connection, &plan.idempotency).await?;
+    inbox::write_inbox(connection, &plan.inbox).await?;
+    jobs::insert(connection, &plan.new_jobs).await?;
+    if !plan.changed_jobs.is_empty() {
+        let changed: Vec<Job> = plan.changed_jobs.values().cloned().collect();
+        jobs::update(connection, &changed).await?;
+    }
+    outbox::write_heads(connection, &plan.heads).await?;
+    outbox::write_events(connection, &plan.events).await?;
+    outbox::write_legs(connection, &plan.legs).await?;
+    outbox::mark_legs(connection, &plan.marks).await?;
+    outbox::write_ends(connection, &plan.ends).await?;
+    audit::write_models(connection, &plan.models, now).await?;
+    audit::write_audit(connection, &plan.audit).await?;
+    backlog::put(connection, &plan.backlog).await?;
+    backlog::block(connection, &plan.blocked).await?;
+    backlog::release(connection, &plan.released, now).await
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn commit(&self, units: Arc<Vec<Unit>>) -> Result<Vec<Outcome>, StoreError> {
+        let mut guard = self.writer.lock().await;
+        let writer = guard.as_mut().ok_or_else(closed)?;
+        let now = Timestamp::now();
+        // Dropped without COMMIT it rolls back.
+        let mut transaction = writer.connection.begin_with("BEGIN IMMEDIATE").await?;
+        let found = load(&mut transaction, &units, writer.last_position).await?;
+        let plan = plan(&units, found, &self.factory, now);
+        if plan.is_empty() {
+            transaction.rollback().await?;
+        } else {
+            write(&mut transaction, &plan, now).await?;
+            transaction.commit().await?;
+            if let Some(last) = plan.events.last() {
+                writer.last_position = last.position;
+            }
+        }
+        Ok(plan.outcomes)
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        self.read(async |c| {
+            sqlx::query("SELECT 1").execute(c).await?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn job(&self, id: Id) -> Result<Option<Job>, StoreError> {
+        self.read(async |c| Ok(jobs::load(c, [&id]).await?.pop())).await
+    }
+
+    async fn jobs(&self, filter: &JobFilter, page: Page<Id>) -> Result<Vec<Job>, StoreError> {
+        self.read(async |c| jobs::list(c, filter, page).await).await
+    }
+
+    async fn job_summary(&self, filter: &JobFilter) -> Result<JobSummary, StoreError> {
+        self.read(async |c| jobs::summary(c, filter).await).await
+    }
+
+    async fn claimable(&self, runner: RunnerKind, agents: &[Arc<str>], limit: u32) -> Result<Vec<Id>, StoreError> {
+        self.read(async |c| jobs::claimable(c, runner, agents, Timestamp::now(), limit).await).await
+    }
+
+    async fn lapsed_leases(&self, now: Timestamp, limit: u32) -> Result<Vec<(Id, u32)>, StoreError> {
+        self.read(async |c| jobs::lapsed(c, now, limit).await).await
+    }
+
+    async fn due_retries(&self, now: Timestamp, limit: u32) -> Result<(Vec<(Id, u32)>, Option<Timestamp>), StoreError> {
+        self.read(async |c| jobs::due_retries(c, now, limit).await).await
+    }
+
+    async fn event(&self, id: Id) -> Result<Option<Arc<Event>>, StoreError> {
+        self.read(async |c| self.events.by_id(c, id).await).await
+    }
+
+    async fn aggregate_events(
+        &self,
+        aggregate: &str,
+        id: &str,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<Arc<Event>>, StoreError> {
+        self.read(async |c| self.events.by_aggregate(c, aggregate, id, after, limit).await).await
+    }
+
+    async fn events(&self, filter: &EventFilter, page: Page<i64>) -> Result<Vec<Arc<Event>>, StoreError> {
+        self.read(async |c| self.events.list(c, filter, page).await).await
+    }
+
+    async fn job_deliveries(&self, job: Id, after: Option<i64>, limit: u32) -> Result<Vec<Deliveries>, StoreError> {
+        self.read(async |c| {
+            let events = self.events.of_job(c, job, after, limit).await?;
+            self.events.deliveries(c, events).await
+        })
+        .await
+    }
+
+    async fn event_deliveries(&self, id: Id) -> Result<Option<Deliveries>, StoreError> {
+        self.read(async |c| {
+            let events = self.events.by_id(c, id).await?.into_iter().collect();
+            Ok(self.events.deliveries(c, events).await?.pop())
+        })
+        .await
+    }
+
+    async fn samples(&self, job: Id, limit: u32) -> Result<Vec<SamplePoint>, StoreError> {
+        self.read(async |c| self.events.samples(c, job, limit).await).await
+    }
+
+    async fn channels(
+        &self,
+        wanted: &[(Channel, Option<i64>)],
+        limit: ReplayLimit,
+    ) -> Result<Vec<ChannelState>, StoreError> {
+        self.read(async |c| {
+            let mut snapshot = c.begin().await?;
+            let states = self.events.channels(&mut snapshot, wanted, limit).await?;
+            snapshot.rollback().await?;
+            Ok(states)
+        })
+        .await
+    }
+
+    async fn channel_heads(&self, channels: &[Channel]) -> Result<Vec<i64>, StoreError> {
+        self.read(async |c| history::heads(c, channels).await).await
+    }
+
+    async fn channel_ranges(&self, ranges: &[(Channel, i64, i64)]) -> Result<Vec<(Channel, Arc<Event>)>, StoreError> {
+        self.read(async |c| self.events.ranges(c, ranges).await).await
+    }
+
+    async fn open_legs(
+        &self,
+        broker: Broker,
+        lane: Option<(u8, u8)>,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<(Arc<Event>, LegRow)>, StoreError> {
+        self.read(async |c| outbox::open_legs(c, &self.events, broker, lane, after, limit).await).await
+    }
+
+    async fn broker_ends(&self) -> Result<Vec<BrokerEnd>, StoreError> {
+        self.read(async |c| outbox::ends(c).await).await
+    }
+
+    async fn reopen_legs(&self, lost: &[BrokerEnd]) -> Result<u64, StoreError> {
+        let log_of = |event: &Event, broker: Broker| {
+            event
+                .event_type
+                .routes(&event.aggregate_id, &event.payload.json)
+                .into_iter()
+                .find(|route| route.broker == broker)
+                .map(|route| route.target)
+        };
+        self.write(async |c| outbox::reopen(c, lost, log_of, &self.events).await).await
+    }
+
+    async fn backlog_due(
+        &self,
+        consumer: &str,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<(Vec<BacklogRow>, Option<Timestamp>), StoreError> {
+        self.read(async |c| backlog::due(c, consumer, now, limit).await).await
+    }
+
+    async fn wake_headless(&self, consumer: &str, now: Timestamp) -> Result<u64, StoreError> {
+        self.write(async |c| backlog::wake_headless(c, consumer, now).await).await
+    }
+
+    async fn read_model(&self, model: &str, key: &str) -> Result<Option<serde_json::Value>, StoreError> {
+        self.read(async |c| audit::read_model(c, model, key).await).await
+    }
+
+    async fn figures(&self) -> Result<StoreFigures, StoreError> {
+        self.read(async |c| {
+            Ok(StoreFigures { open_legs: outbox::open_figures(c).await?, backlog: backlog::figures(c).await? })
+        })
+        .await
+    }
+
+    async fn prune_idempotency(&self, before: Timestamp, limit: u32) -> Result<u64, StoreError> {
+        self.write(async |c| inbox::prune_keys(c, before, limit).await).await
+    }
+
+    async fn close(&self) {
+        self.readers.close().await;
+        if let Some(mut writer) = self.writer.lock().await.take() {
+            // Leaves a small WAL behind for a quick next start.
+            if let Err(error) = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut writer.connection).await {
+                tracing::warn!(%error, "checkpoint at close failed; the WAL is read at the next start");
+            }
+            if let Err(error) = writer.connection.close().await {
+                tracing::warn!(%error, "the store did not close cleanly");
+            }
+        }
+    }
+}
+
+fn read_id(row: &SqliteRow, column: &str) -> Result<Id, StoreError> {
+    id_from(&row.try_get::<Vec<u8>, _>(column)?)
+}
+
+fn id_from(bytes: &[u8]) -> Result<Id, StoreError> {
+    uuid::Uuid::from_slice(bytes).map(Id).map_err(|_| StoreError::Corrupt("an id is not 16 bytes".into()))
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            sqlx::Error::Database(database) => match database.kind() {
+                sqlx::error::ErrorKind::UniqueViolation
+                | sqlx::error::ErrorKind::ForeignKeyViolation
+                | sqlx::error::ErrorKind::NotNullViolation
+                | sqlx::error::ErrorKind::CheckViolation => StoreError::Data(error.to_string()),
+                _ => StoreError::Unavailable(error.to_string()),
+            },
+            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) | sqlx::Error::ColumnNotFound(_) => {
+                StoreError::Corrupt(error.to_string())
+            }
+            _ => StoreError::Unavailable(error.to_string()),
+        }
+    }
+}
