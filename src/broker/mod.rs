@@ -68,6 +68,12 @@ pub enum PublishError {
 pub trait Publisher: Send + Sync + 'static {
     fn broker(&self) -> Broker;
 
+    /// Is a confirmed message safe from a power cut? If not, the store remembers how far
+    /// each log had come and re-opens the legs of what a log lost.
+    fn confirms_are_durable(&self) -> bool {
+        true
+    }
+
     /// One result per message, in the order given. Must return within its own timeout.
     async fn publish(&self, window: &[Outgoing]) -> Vec<Result<Position, PublishError>>;
 }

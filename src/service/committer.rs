@@ -7,8 +7,11 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use async_trait::async_trait;
+
 use crate::domain::Event;
-use crate::store::{Outcome, Store, StoreError, Unit};
+use crate::relay::{Handoff, Marks};
+use crate::store::{BrokerEnd, LegMark, Outcome, Store, StoreError, Unit};
 use crate::telemetry::Metrics;
 
 /// Bounds of the intake.
@@ -18,11 +21,6 @@ pub struct CommitterOptions {
     pub max_bytes: usize,
     /// Rows a COMMIT gathers before it goes; a larger unit goes alone.
     pub batch_rows: usize,
-}
-
-/// Gets every committed event, in commit order, right after its COMMIT. Must not block.
-pub trait Handoff: Send + Sync + 'static {
-    fn committed(&self, events: &[Arc<Event>]);
 }
 
 /// Why a unit was not committed. Nothing of it was written unless said otherwise.
@@ -132,23 +130,24 @@ impl Committer {
         Self::enqueue(&self.background, unit, bytes).await
     }
 
-    /// Several background units, in order, in as few COMMITs as possible.
-    pub async fn background_all(&self, units: Vec<Unit>) -> Result<Vec<Outcome>, CommitError> {
+    /// Several background units, in order, in as few COMMITs as possible; one result each.
+    pub async fn background_all(&self, units: Vec<Unit>) -> Vec<Result<Outcome, CommitError>> {
         let mut answers = Vec::with_capacity(units.len());
         for unit in units {
-            let bytes = self
-                .background_bytes
-                .clone()
-                .acquire_many_owned(Self::permits(&unit))
-                .await
-                .map_err(|_| CommitError::Stopping)?;
-            answers.push(Self::send(&self.background, unit, bytes)?);
+            let bytes = self.background_bytes.clone().acquire_many_owned(Self::permits(&unit)).await;
+            answers.push(match bytes {
+                Ok(bytes) => Self::send(&self.background, unit, bytes),
+                Err(_) => Err(CommitError::Stopping),
+            });
         }
-        let mut outcomes = Vec::with_capacity(answers.len());
+        let mut results = Vec::with_capacity(answers.len());
         for answer in answers {
-            outcomes.push(answer.await.unwrap_or(Err(CommitError::Stopping))?);
+            results.push(match answer {
+                Ok(answer) => answer.await.unwrap_or(Err(CommitError::Stopping)),
+                Err(error) => Err(error),
+            });
         }
-        Ok(outcomes)
+        results
     }
 
     fn send(
@@ -168,6 +167,14 @@ impl Committer {
         bytes: OwnedSemaphorePermit,
     ) -> Result<Outcome, CommitError> {
         Self::send(queue, unit, bytes)?.await.unwrap_or(Err(CommitError::Stopping))
+    }
+}
+
+#[async_trait]
+impl Marks for Committer {
+    async fn mark(&self, marks: Vec<LegMark>, ends: Vec<BrokerEnd>) -> Result<(), String> {
+        let unit = Unit { marks, ends, ..Unit::default() };
+        self.background(unit).await.map(|_| ()).map_err(|error| error.to_string())
     }
 }
 

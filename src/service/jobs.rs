@@ -67,7 +67,10 @@ impl EventService {
         if units.is_empty() {
             return Ok(0);
         }
-        let outcomes = self.committer.background_all(units).await?;
-        Ok(outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Committed { .. })).count())
+        let mut handled = 0;
+        for result in self.committer.background_all(units).await {
+            handled += usize::from(matches!(result?, Outcome::Committed { .. }));
+        }
+        Ok(handled)
     }
 }

@@ -165,8 +165,8 @@ impl EventService {
                     ..Unit::default()
                 })
                 .collect();
-            for outcome in self.committer.background_all(units).await? {
-                if let Outcome::Committed { jobs, .. } = outcome {
+            for result in self.committer.background_all(units).await {
+                if let Outcome::Committed { jobs, .. } = result? {
                     claimed.extend(jobs.into_iter().map(|written| written.job));
                 }
             }

@@ -218,6 +218,10 @@ pub trait Store: Send + Sync + 'static {
     async fn event_deliveries(&self, id: Id) -> Result<Option<Deliveries>, StoreError>;
     /// `job.metrics.recorded` payloads of one job in time order, at most `limit`.
     async fn samples(&self, job: Id, limit: u32) -> Result<Vec<SamplePoint>, StoreError>;
+    /// Jobs by id; those that do not exist are left out.
+    async fn jobs_by_id(&self, ids: &[Id]) -> Result<Vec<Job>, StoreError>;
+    /// The samples of several jobs, in time order per job, at most `limit` together.
+    async fn samples_of(&self, jobs: &[Id], limit: u32) -> Result<Vec<(Id, SamplePoint)>, StoreError>;
 
     /// Head and replay of several channels in one snapshot.
     async fn channels(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::domain::event::Encoding;
+use crate::domain::event::{Encoding, Headers};
 use crate::domain::factory::Cause;
 use crate::domain::job::{Job, JobCommand, JobRefusal};
 use crate::domain::{Broker, Event, EventDraft, Id, Timestamp};
@@ -86,8 +86,8 @@ pub struct JobWrite {
 /// A message as a consumer got it, kept for retries.
 #[derive(Clone, Debug)]
 pub struct StoredMessage {
-    /// [`crate::domain::event::Headers`] as JSON.
-    pub headers: Bytes,
+    /// `None` for what could not be read at all.
+    pub headers: Option<Arc<Headers>>,
     pub encoding: Encoding,
     pub body: Bytes,
     /// Where it was read from, for people.

@@ -67,7 +67,7 @@ pub(super) async fn put(connection: &mut SqliteConnection, rows: &[BacklogPut]) 
                 .push(next_at.map(|t| t.0))
                 .push(claim.at.0)
                 .push(errors)
-                .push(message.map_or_else(Vec::new, |m| m.headers.to_vec()))
+                .push(message.and_then(|m| m.headers.as_ref()).and_then(|h| serde_json::to_vec(&**h).ok()).unwrap_or_default())
                 .push(message.map_or("json", |m| encoding_text(m.encoding)))
                 .push(message.map_or_else(Vec::new, |m| m.body.to_vec()))
                 .push(message.map_or_else(String::new, |m| m.position.clone()));
@@ -175,7 +175,7 @@ pub(super) async fn due(
             event_id: super::read_id(row, "event_id")?,
             attempts: row.try_get("attempts")?,
             message: StoredMessage {
-                headers: row.try_get::<Vec<u8>, _>("headers")?.into(),
+                headers: serde_json::from_slice(&row.try_get::<Vec<u8>, _>("headers")?).ok().map(Arc::new),
                 encoding: match row.try_get::<String, _>("encoding")?.as_str() {
                     "avro" => Encoding::Avro,
                     _ => Encoding::Json,

@@ -230,21 +230,33 @@ impl EventReader {
             .collect())
     }
 
-    pub async fn samples(&self, c: &mut SqliteConnection, job: Id, limit: u32) -> Result<Vec<SamplePoint>, StoreError> {
+    /// Samples of several jobs in one query, in time order per job.
+    pub async fn samples_of(
+        &self,
+        c: &mut SqliteConnection,
+        jobs: &[Id],
+        limit: u32,
+    ) -> Result<Vec<(Id, SamplePoint)>, StoreError> {
         let rows = sqlx::query(
-            "SELECT occurred_at, payload FROM events WHERE aggregate_id = ?1 AND aggregate = 'job_metrics' \
-             ORDER BY sequence LIMIT ?2",
+            "SELECT e.aggregate_id, e.occurred_at, e.payload FROM json_each(?1) AS wanted JOIN events AS e \
+               ON e.aggregate_id = wanted.value AND e.aggregate = 'job_metrics' \
+             ORDER BY e.aggregate_id, e.sequence LIMIT ?2",
         )
-        .bind(job.to_string())
+        .bind(json_list(jobs))
         .bind(i64::from(limit))
         .fetch_all(c)
         .await?;
         rows.iter()
             .map(|row| {
-                Ok(SamplePoint {
+                let job = row
+                    .try_get::<String, _>("aggregate_id")?
+                    .parse()
+                    .map_err(|_| StoreError::Corrupt("a sample of no job".into()))?;
+                let point = SamplePoint {
                     at: Timestamp(row.try_get("occurred_at")?),
                     payload_json: Bytes::from(row.try_get::<String, _>("payload")?),
-                })
+                };
+                Ok((job, point))
             })
             .collect()
     }

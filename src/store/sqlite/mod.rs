@@ -273,7 +273,16 @@ impl Store for SqliteStore {
     }
 
     async fn samples(&self, job: Id, limit: u32) -> Result<Vec<SamplePoint>, StoreError> {
-        self.read(async |c| self.events.samples(c, job, limit).await).await
+        let samples = self.samples_of(&[job], limit).await?;
+        Ok(samples.into_iter().map(|(_, point)| point).collect())
+    }
+
+    async fn jobs_by_id(&self, ids: &[Id]) -> Result<Vec<Job>, StoreError> {
+        self.read(async |c| jobs::load(c, ids).await).await
+    }
+
+    async fn samples_of(&self, jobs: &[Id], limit: u32) -> Result<Vec<(Id, SamplePoint)>, StoreError> {
+        self.read(async |c| self.events.samples_of(c, jobs, limit).await).await
     }
 
     async fn channels(

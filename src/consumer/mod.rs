@@ -1,0 +1,130 @@
+//! Consumers: what the gateway itself does about events.
+//!
+//! A consumer is one file here that implements [`Handler`], and one line in `app`. It
+//! turns messages into [`Effects`], data that the store commits together with the inbox
+//! row; it never writes by itself. [`runtime`] does the rest: batches, the inbox,
+//! retries, parking, dead letters, acknowledgement after the commit.
+
+pub mod audit;
+pub mod declaration;
+pub mod metrics;
+pub mod orchestrator;
+mod runtime;
+mod sweeper;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::broker::Source;
+use crate::domain::catalogue::{EventType, Order, PayloadError};
+use crate::domain::event::{Encoding, Headers};
+use crate::domain::factory::Cause;
+use crate::domain::payload::Payload;
+use crate::domain::{EventDraft, Timestamp};
+use crate::store::{Effect, JobWrite};
+
+pub use runtime::{ConsumerParts, ConsumerTasks, spawn};
+
+/// What a consumer is, declared once and checked at start-up.
+#[derive(Clone, Debug)]
+pub struct Declaration {
+    pub name: &'static str,
+    pub source: Source,
+    /// The types it handles, each with the types it may emit for it.
+    pub consumes: &'static [(&'static str, &'static [&'static str])],
+    /// Do later events of a key wait behind a failed one?
+    pub order: Order,
+}
+
+impl Declaration {
+    pub fn handles(&self, event_type: &str) -> bool {
+        self.consumes.iter().any(|(name, _)| *name == event_type)
+    }
+}
+
+/// A message to handle: known type, readable headers.
+#[derive(Clone, Debug)]
+pub struct Message {
+    pub headers: Arc<Headers>,
+    pub event_type: Arc<EventType>,
+    pub encoding: Encoding,
+    pub body: Bytes,
+}
+
+impl Message {
+    /// The typed payload.
+    ///
+    /// # Errors
+    /// The bytes do not fit the type's schema: a permanent error.
+    pub fn payload<T: Payload>(&self) -> Result<T, HandlerError> {
+        let decoded: Result<T, PayloadError> = match self.encoding {
+            Encoding::Json => self.event_type.json_to_payload(&self.body),
+            Encoding::Avro => self.event_type.decode_payload(&self.body),
+        };
+        decoded.map_err(|error| HandlerError::Permanent(format!("payload: {error}")))
+    }
+
+    /// What events caused by this message carry on.
+    pub fn cause(&self) -> Cause {
+        Cause {
+            correlation_id: self.headers.correlation_id,
+            causation_id: Some(self.headers.event_id),
+            traceparent: self.headers.traceparent.clone(),
+        }
+    }
+
+    pub fn occurred_at(&self) -> Timestamp {
+        self.headers.occurred_at
+    }
+}
+
+/// What handling a message leads to. All of it is committed with the inbox row, or none.
+#[derive(Clone, Debug, Default)]
+pub struct Effects {
+    pub jobs: Vec<JobWrite>,
+    pub events: Vec<EventDraft>,
+    pub rows: Vec<Effect>,
+}
+
+/// Why a message was not handled.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum HandlerError {
+    /// May work later: goes to the backlog.
+    #[error("{0}")]
+    Transient(String),
+    /// Will never work: a dead letter at once.
+    #[error("{0}")]
+    Permanent(String),
+    /// Something everybody needs is away (the store): the consumer pauses, nothing is
+    /// counted against the message.
+    #[error("{0}")]
+    Pause(String),
+}
+
+impl From<crate::store::StoreError> for HandlerError {
+    fn from(error: crate::store::StoreError) -> Self {
+        match error {
+            crate::store::StoreError::Corrupt(_) | crate::store::StoreError::Data(_) => {
+                Self::Permanent(error.to_string())
+            }
+            _ => Self::Pause(error.to_string()),
+        }
+    }
+}
+
+impl From<crate::domain::factory::DraftError> for HandlerError {
+    fn from(error: crate::domain::factory::DraftError) -> Self {
+        Self::Permanent(error.to_string())
+    }
+}
+
+/// One consumer. Must be safe to call again with the same message.
+#[async_trait]
+pub trait Handler: Send + Sync + 'static {
+    fn declaration(&self) -> Declaration;
+
+    /// Effects of each message, in the order given; one query per batch, not per message.
+    async fn handle(&self, batch: &[Message]) -> Vec<Result<Effects, HandlerError>>;
+}

@@ -1,0 +1,358 @@
+//! Runs one consumer: receive a batch, handle it, commit, acknowledge.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::sweeper::Sweeper;
+use super::{Declaration, Effects, Handler, HandlerError, Message};
+use crate::broker::{AckToken, Delivery, Inbound, Subscriber, Subscription};
+use crate::domain::catalogue::{Catalogue, Order};
+use crate::domain::job::{RETRY_DELAYS_MS, retry_delay_ms};
+use crate::domain::{Id, Timestamp};
+use crate::service::committer::{CommitError, Committer};
+use crate::store::{DeliveryClaim, Outcome, Store, StoredMessage, Unit, Verdict};
+use crate::telemetry::facts::{DeadLettered, HandlerFailed};
+use crate::telemetry::metrics::{ConsumerMetrics, FailureClass};
+
+/// Messages handled and committed together.
+const BATCH: usize = 256;
+const PREFETCH: usize = 1_024;
+
+/// What consumers share.
+#[derive(Clone)]
+pub struct ConsumerParts {
+    pub catalogue: Arc<Catalogue>,
+    pub committer: Committer,
+    pub store: Arc<dyn Store>,
+    pub metrics: Arc<crate::telemetry::Metrics>,
+}
+
+/// The tasks of one consumer.
+pub struct ConsumerTasks {
+    pub handles: Vec<JoinHandle<()>>,
+}
+
+/// Starts a consumer: its reader and its retry sweeper. Both end after `stop`, when
+/// their batch in hand is committed and acknowledged.
+pub fn spawn(
+    handler: Arc<dyn Handler>,
+    subscriber: Arc<dyn Subscriber>,
+    parts: &ConsumerParts,
+    stop: &CancellationToken,
+) -> ConsumerTasks {
+    let declaration = handler.declaration();
+    let metrics = parts.metrics.consumer(declaration.name);
+    let processor = Arc::new(Processor {
+        declaration,
+        handler,
+        parts: parts.clone(),
+        metrics,
+        retry_soon: Notify::new(),
+    });
+    let reader = Reader { processor: processor.clone(), subscriber };
+    let sweeper = Sweeper::new(processor);
+    ConsumerTasks {
+        handles: vec![
+            crate::task::spawn("consumer", reader.run(stop.child_token())),
+            crate::task::spawn("consumer-sweeper", sweeper.run(stop.child_token())),
+        ],
+    }
+}
+
+/// Turns messages into committed effects; used by the reader and by the sweeper.
+pub(super) struct Processor {
+    pub declaration: Declaration,
+    handler: Arc<dyn Handler>,
+    pub parts: ConsumerParts,
+    pub metrics: ConsumerMetrics,
+    /// A message went to the backlog: the sweeper looks at the clock again.
+    pub retry_soon: Notify,
+}
+
+/// A message with what the backlog needs to know about it.
+pub(super) struct Work {
+    pub message: Message,
+    pub stored: StoredMessage,
+    /// Attempts before this one.
+    pub attempts: u32,
+    pub from_backlog: bool,
+}
+
+/// Everybody's need is away: try the same again later.
+#[derive(Debug)]
+pub(super) struct Paused(pub String);
+
+impl Processor {
+    fn ordered(&self, message: &Message) -> bool {
+        self.declaration.order == Order::Aggregate && message.event_type.order == Order::Aggregate
+    }
+
+    /// What parks together.
+    fn key(&self, message: &Message) -> Arc<str> {
+        if self.ordered(message) {
+            format!("{}:{}", message.headers.aggregate_type, message.headers.aggregate_id).into()
+        } else {
+            message.headers.event_id.to_string().into()
+        }
+    }
+
+    /// Handles and commits. Messages of one key must be in order.
+    pub async fn process(&self, work: Vec<Work>) -> Result<(), Paused> {
+        if work.is_empty() {
+            return Ok(());
+        }
+        let messages: Vec<Message> = work.iter().map(|work| work.message.clone()).collect();
+        let started = std::time::Instant::now();
+        let results = self.handler.handle(&messages).await;
+        self.metrics.handler_seconds.observe(started.elapsed().as_secs_f64());
+        let mut failed_keys = HashSet::new();
+        let mut units = Vec::with_capacity(work.len());
+        for (work, result) in work.iter().zip(results) {
+            if let Err(HandlerError::Pause(why)) = &result {
+                return Err(Paused(why.clone()));
+            }
+            units.push(self.unit(work, result, &mut failed_keys));
+        }
+        let outcomes = self.commit(units).await?;
+        for (work, outcome) in work.iter().zip(outcomes) {
+            match outcome {
+                Outcome::Committed { .. } => {
+                    let lag = Timestamp::now().ms_since(work.message.occurred_at());
+                    self.metrics.consume_seconds.observe(lag as f64 / 1000.0);
+                }
+                Outcome::Duplicate => self.metrics.inbox_hits.inc(),
+                Outcome::Parked => self.retry_soon.notify_one(),
+                // A state machine that says no to a consumer is news to nobody: it came late.
+                other => tracing::debug!(consumer = self.declaration.name, ?other, "dropped"),
+            }
+        }
+        Ok(())
+    }
+
+    fn unit(&self, work: &Work, result: Result<Effects, HandlerError>, failed_keys: &mut HashSet<Arc<str>>) -> Unit {
+        let now = Timestamp::now();
+        let ordered = self.ordered(&work.message);
+        let key = self.key(&work.message);
+        let (effects, verdict) = match result {
+            _ if ordered && failed_keys.contains(&key) => (None, Verdict::Park),
+            Ok(effects) => (Some(effects), Verdict::Done),
+            Err(error) => (None, self.failed(work, &key, &error, now)),
+        };
+        if ordered && effects.is_none() {
+            failed_keys.insert(key.clone());
+        }
+        let effects = effects.unwrap_or_default();
+        let delivery = DeliveryClaim {
+            consumer: self.declaration.name.into(),
+            event_id: work.message.headers.event_id,
+            key,
+            sequence: work.message.headers.sequence,
+            ordered,
+            from_backlog: work.from_backlog,
+            verdict,
+            message: Some(work.stored.clone()),
+            at: now,
+        };
+        Unit {
+            delivery: Some(delivery),
+            jobs: effects.jobs,
+            events: effects.events,
+            effects: effects.rows,
+            ..Unit::default()
+        }
+    }
+
+    /// Counts the attempt: another one later, or none.
+    fn failed(&self, work: &Work, key: &Arc<str>, error: &HandlerError, now: Timestamp) -> Verdict {
+        let attempts = work.attempts + 1;
+        let event_id = Some(work.message.headers.event_id);
+        let permanent = matches!(error, HandlerError::Permanent(_));
+        let class = if permanent { FailureClass::Permanent } else { FailureClass::Transient };
+        HandlerFailed { consumer: self.declaration.name, event_id, class, attempt: attempts, error }
+            .record(&self.metrics);
+        let last = permanent || attempts as usize > RETRY_DELAYS_MS.len();
+        if last {
+            DeadLettered { consumer: self.declaration.name, key, event_id, attempts, error }.record(&self.metrics);
+        }
+        let retry_at = (!last).then(|| now.plus_ms(retry_delay_ms(attempts - 1, rand::random())));
+        Verdict::Failed { error: error.to_string(), attempts, retry_at }
+    }
+
+    /// Commits; what the store refuses for its data becomes a dead letter.
+    async fn commit(&self, units: Vec<Unit>) -> Result<Vec<Outcome>, Paused> {
+        let retry = units.clone();
+        let results = self.parts.committer.background_all(units).await;
+        let mut outcomes = Vec::with_capacity(results.len());
+        for (result, unit) in results.into_iter().zip(retry) {
+            outcomes.push(match result {
+                Ok(Outcome::Invalid(why)) | Err(CommitError::Refused(why)) => self.bury(unit, why).await?,
+                Ok(outcome) => outcome,
+                Err(error) => return Err(Paused(error.to_string())),
+            });
+        }
+        Ok(outcomes)
+    }
+
+    /// A unit that can never be written: keep the message, drop the effects.
+    async fn bury(&self, unit: Unit, why: String) -> Result<Outcome, Paused> {
+        let Some(mut delivery) = unit.delivery else { return Err(Paused(why)) };
+        let event_id = Some(delivery.event_id);
+        DeadLettered { consumer: self.declaration.name, key: &delivery.key, event_id, attempts: 1, error: &why }
+            .record(&self.metrics);
+        delivery.verdict = Verdict::Failed { error: why, attempts: 1, retry_at: None };
+        let unit = Unit { delivery: Some(delivery), ..Unit::default() };
+        self.parts.committer.background(unit).await.map_err(|error| Paused(error.to_string()))
+    }
+
+    /// Keeps what cannot be read, with position and reason, so that nothing is lost.
+    async fn quarantine(&self, delivery: &Delivery, why: &str) -> Result<(), Paused> {
+        use sha2::Digest;
+        // The same bytes at the same place are the same row, however often they come.
+        let digest = sha2::Sha256::digest(format!("{}\n{}", self.declaration.name, delivery.position));
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&digest[..16]);
+        let event_id = Id(uuid::Uuid::from_bytes(bytes));
+        HandlerFailed {
+            consumer: self.declaration.name,
+            event_id: None,
+            class: FailureClass::Undecodable,
+            attempt: 1,
+            error: why,
+        }
+        .record(&self.metrics);
+        let claim = DeliveryClaim {
+            consumer: self.declaration.name.into(),
+            event_id,
+            key: format!("quarantine:{}", delivery.position).into(),
+            sequence: 0,
+            ordered: false,
+            from_backlog: false,
+            verdict: Verdict::Failed { error: format!("order unknown: {why}"), attempts: 1, retry_at: None },
+            message: Some(StoredMessage {
+                headers: delivery.headers.as_ref().ok().cloned(),
+                encoding: delivery.encoding,
+                body: delivery.body.clone(),
+                position: delivery.position.to_string(),
+            }),
+            at: Timestamp::now(),
+        };
+        let unit = Unit { delivery: Some(claim), ..Unit::default() };
+        self.parts.committer.background(unit).await.map(|_| ()).map_err(|error| Paused(error.to_string()))
+    }
+}
+
+struct Reader {
+    processor: Arc<Processor>,
+    subscriber: Arc<dyn Subscriber>,
+}
+
+impl Reader {
+    async fn run(self, stop: CancellationToken) {
+        let name = self.processor.declaration.name;
+        let subscription = Subscription {
+            consumer: name.into(),
+            source: self.processor.declaration.source.clone(),
+            prefetch: PREFETCH,
+            ack_wait: Duration::from_secs(30),
+        };
+        let mut delay = Duration::from_millis(100);
+        while !stop.is_cancelled() {
+            let inbound = tokio::select! {
+                () = stop.cancelled() => return,
+                inbound = self.subscriber.subscribe(&subscription) => inbound,
+            };
+            match inbound {
+                Ok(inbound) => {
+                    delay = Duration::from_millis(100);
+                    self.read(inbound, &stop).await;
+                }
+                Err(error) => {
+                    tracing::warn!(consumer = name, %error, "cannot subscribe; trying again");
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = tokio::time::sleep(delay) => {}
+                    }
+                    delay = (delay * 2).min(Duration::from_secs(10));
+                }
+            }
+        }
+    }
+
+    /// Reads until the subscription breaks or `stop`.
+    async fn read(&self, mut inbound: Box<dyn Inbound>, stop: &CancellationToken) {
+        let name = self.processor.declaration.name;
+        loop {
+            let batch = tokio::select! {
+                () = stop.cancelled() => return,
+                batch = inbound.receive(BATCH) => batch,
+            };
+            let batch = match batch {
+                Ok(batch) => batch,
+                Err(error) => {
+                    tracing::warn!(consumer = name, %error, "subscribing again");
+                    return;
+                }
+            };
+            let mut delay = Duration::from_millis(100);
+            // While the store is away nothing is acknowledged and nothing more is read.
+            while let Err(Paused(why)) = self.handle(&batch).await {
+                tracing::warn!(consumer = name, why, "paused");
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(delay) => {}
+                }
+                delay = (delay * 2).min(Duration::from_secs(5));
+            }
+            let tokens: Vec<AckToken> = batch.iter().map(|delivery| delivery.token).collect();
+            if let Err(error) = inbound.ack(&tokens).await {
+                tracing::warn!(consumer = name, %error, "not acknowledged; the inbox absorbs the repeats");
+                return;
+            }
+            if let Some(lag) = inbound.lag().await {
+                self.processor.metrics.lag_messages.set(i64::try_from(lag).unwrap_or(i64::MAX));
+            }
+        }
+    }
+
+    async fn handle(&self, batch: &[Delivery]) -> Result<(), Paused> {
+        let mut work = Vec::with_capacity(batch.len());
+        for delivery in batch {
+            let headers = match &delivery.headers {
+                Ok(headers) => headers,
+                Err(why) => {
+                    self.processor.quarantine(delivery, why).await?;
+                    continue;
+                }
+            };
+            if !self.processor.declaration.handles(&headers.event_type) {
+                continue;
+            }
+            let Some(event_type) = self.processor.parts.catalogue.get(&headers.event_type) else {
+                self.processor.quarantine(delivery, "its type is not in the catalogue").await?;
+                continue;
+            };
+            work.push(Work {
+                message: Message {
+                    headers: headers.clone(),
+                    event_type: event_type.clone(),
+                    encoding: delivery.encoding,
+                    body: delivery.body.clone(),
+                },
+                stored: StoredMessage {
+                    headers: Some(headers.clone()),
+                    encoding: delivery.encoding,
+                    body: delivery.body.clone(),
+                    position: delivery.position.to_string(),
+                },
+                attempts: 0,
+                from_backlog: false,
+            });
+        }
+        self.processor.process(work).await
+    }
+}

@@ -1,0 +1,84 @@
+//! What the committer hands to a lane. Bounded: beyond that the store remembers.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::domain::Event;
+
+/// One lane's inbox.
+#[derive(Debug)]
+pub(super) struct LaneInbox {
+    state: Mutex<State>,
+    arrived: Notify,
+    capacity: usize,
+}
+
+#[derive(Debug)]
+struct State {
+    queue: VecDeque<Arc<Event>>,
+    /// Something was dropped: the lane must read the store before it trusts the queue.
+    overflowed: bool,
+}
+
+impl LaneInbox {
+    /// Starts overflowed: what a former run left in the store comes first.
+    pub fn new(capacity: usize) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::new(State { queue: VecDeque::new(), overflowed: true }),
+            arrived: Notify::new(),
+            capacity,
+        })
+    }
+
+    /// Never blocks. Call [`LaneInbox::wake`] after a batch.
+    pub fn push(&self, event: Arc<Event>) {
+        let mut state = self.state.lock();
+        if state.overflowed {
+            return;
+        }
+        if state.queue.len() >= self.capacity {
+            // From here on everything comes from the store, in commit order. What is
+            // queued came before and stays.
+            state.overflowed = true;
+            return;
+        }
+        state.queue.push_back(event);
+    }
+
+    pub fn wake(&self) {
+        self.arrived.notify_one();
+    }
+
+    /// Moves up to `room` events out.
+    pub fn take(&self, room: usize) -> Vec<Arc<Event>> {
+        let mut state = self.state.lock();
+        let count = room.min(state.queue.len());
+        state.queue.drain(..count).collect()
+    }
+
+    /// True when the queue is empty and something was dropped: time to read the store.
+    pub fn must_read_store(&self) -> bool {
+        let state = self.state.lock();
+        state.overflowed && state.queue.is_empty()
+    }
+
+    /// Call before the read that is hoped to be the last: events committed from now on
+    /// are queued, those before are in the store.
+    pub fn trust_again(&self) {
+        self.state.lock().overflowed = false;
+    }
+
+    /// The hoped-for read was not the last: the queue may have gaps to what is next.
+    pub fn distrust(&self) {
+        let mut state = self.state.lock();
+        state.overflowed = true;
+        state.queue.clear();
+    }
+
+    pub async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+}

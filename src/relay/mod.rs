@@ -1,0 +1,117 @@
+//! The relay: committed events on their way to the brokers, one leg each.
+//!
+//! After COMMIT the committer hands events over in memory ([`Relay::committed`]). Each
+//! broker has lanes; a lane holds all keys with one hash and keeps per-key order
+//! ([`keys`]). A lane that is behind drops what is handed over and reads from the store
+//! until it has caught up ([`inbox`]), so a slow broker costs neither memory nor others.
+
+mod inbox;
+mod keys;
+mod lane;
+
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::broker::Publisher;
+use crate::domain::{Broker, Event};
+use crate::store::Store;
+use crate::store::plan::{BUCKETS, bucket};
+use crate::telemetry::Metrics;
+use inbox::LaneInbox;
+use lane::Lane;
+
+/// Gets every committed event, in commit order, right after its COMMIT. Must not block.
+pub trait Handoff: Send + Sync + 'static {
+    fn committed(&self, events: &[Arc<Event>]);
+}
+
+/// How the relay works.
+#[derive(Clone, Copy, Debug)]
+pub struct RelayOptions {
+    /// Lanes per broker, 1 to 64.
+    pub lanes: u8,
+    /// Events a lane holds in memory before it falls back to the store.
+    pub lane_capacity: usize,
+    /// The most messages published, confirmed and marked together.
+    pub window: usize,
+}
+
+/// Takes what was committed. Cheap to share.
+pub struct Relay {
+    brokers: Vec<(Broker, Vec<Arc<LaneInbox>>)>,
+    metrics: Arc<Metrics>,
+}
+
+/// The lanes' tasks.
+pub struct RelayTasks {
+    pub handles: Vec<JoinHandle<()>>,
+}
+
+impl Relay {
+    /// Prepares the inboxes; nothing runs until [`Relay::spawn`].
+    pub fn new(brokers: &[Broker], options: RelayOptions, metrics: Arc<Metrics>) -> Arc<Self> {
+        let lanes = options.lanes.clamp(1, BUCKETS);
+        let brokers = brokers
+            .iter()
+            .map(|broker| (*broker, (0..lanes).map(|_| LaneInbox::new(options.lane_capacity)).collect()))
+            .collect();
+        Arc::new(Self { brokers, metrics })
+    }
+
+    /// Starts every lane: first what the store still owes, then what is handed over.
+    /// Lanes end after `stop`, when their window in flight is confirmed and marked.
+    pub fn spawn(
+        self: &Arc<Self>,
+        publishers: &[Arc<dyn Publisher>],
+        store: &Arc<dyn Store>,
+        marks: &Arc<dyn lane::Marks>,
+        options: RelayOptions,
+        stop: &CancellationToken,
+    ) -> RelayTasks {
+        let mut handles = Vec::new();
+        for (broker, inboxes) in &self.brokers {
+            let Some(publisher) = publishers.iter().find(|publisher| publisher.broker() == *broker) else {
+                continue;
+            };
+            for (index, inbox) in inboxes.iter().enumerate() {
+                let lane = Lane::new(lane::LaneParts {
+                    broker: *broker,
+                    lane: (index as u8, inboxes.len() as u8),
+                    inbox: inbox.clone(),
+                    publisher: publisher.clone(),
+                    store: store.clone(),
+                    marks: marks.clone(),
+                    metrics: self.metrics.clone(),
+                    options,
+                });
+                handles.push(crate::task::spawn("relay-lane", lane.run(stop.child_token())));
+            }
+        }
+        RelayTasks { handles }
+    }
+}
+
+pub use lane::Marks;
+
+impl Handoff for Relay {
+    fn committed(&self, events: &[Arc<Event>]) {
+        for (broker, inboxes) in &self.brokers {
+            let mut owed = 0;
+            for event in events {
+                let skipped = event.skip.iter().any(|(skipped, _)| skipped == broker);
+                if skipped || !event.event_type.brokers().contains(broker) {
+                    continue;
+                }
+                owed += 1;
+                let lane = usize::from(bucket(&event.aggregate_id)) % inboxes.len();
+                inboxes[lane].push(event.clone());
+            }
+            if owed > 0 {
+                self.metrics.outbox_backlog[*broker].add(owed);
+                inboxes.iter().for_each(|inbox| inbox.wake());
+            }
+        }
+    }
+}
