@@ -6,7 +6,9 @@
 pub mod agents;
 pub mod broker;
 pub mod config;
+pub mod consumer;
 pub mod domain;
+pub mod relay;
 pub mod service;
 pub mod store;
 pub mod task;

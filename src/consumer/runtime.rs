@@ -47,13 +47,8 @@ pub fn spawn(
 ) -> ConsumerTasks {
     let declaration = handler.declaration();
     let metrics = parts.metrics.consumer(declaration.name);
-    let processor = Arc::new(Processor {
-        declaration,
-        handler,
-        parts: parts.clone(),
-        metrics,
-        retry_soon: Notify::new(),
-    });
+    let processor =
+        Arc::new(Processor { declaration, handler, parts: parts.clone(), metrics, retry_soon: Notify::new() });
     let reader = Reader { processor: processor.clone(), subscriber };
     let sweeper = Sweeper::new(processor);
     ConsumerTasks {

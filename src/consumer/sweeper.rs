@@ -75,12 +75,7 @@ impl Sweeper {
         };
         let event_type = self.processor.parts.catalogue.get(&headers.event_type)?.clone();
         Some(Work {
-            message: Message {
-                headers,
-                event_type,
-                encoding: row.message.encoding,
-                body: row.message.body.clone(),
-            },
+            message: Message { headers, event_type, encoding: row.message.encoding, body: row.message.body.clone() },
             stored: row.message,
             attempts: row.attempts,
             from_backlog: true,

@@ -128,8 +128,4 @@ impl Keys {
     pub fn next_retry(&self) -> Option<tokio::time::Instant> {
         self.failing.iter().map(|(at, _)| *at).min()
     }
-
-    pub fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
-    }
 }

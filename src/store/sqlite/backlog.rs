@@ -67,7 +67,12 @@ pub(super) async fn put(connection: &mut SqliteConnection, rows: &[BacklogPut]) 
                 .push(next_at.map(|t| t.0))
                 .push(claim.at.0)
                 .push(errors)
-                .push(message.and_then(|m| m.headers.as_ref()).and_then(|h| serde_json::to_vec(&**h).ok()).unwrap_or_default())
+                .push(
+                    message
+                        .and_then(|m| m.headers.as_ref())
+                        .and_then(|h| serde_json::to_vec(&**h).ok())
+                        .unwrap_or_default(),
+                )
                 .push(message.map_or("json", |m| encoding_text(m.encoding)))
                 .push(message.map_or_else(Vec::new, |m| m.body.to_vec()))
                 .push(message.map_or_else(String::new, |m| m.position.clone()));
