@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::setting::FromSetting;
+use crate::agents::{self, SampleAgent};
 use crate::domain::job::RunnerKind;
 
 /// The token in a command that stands for this executable.
@@ -49,8 +50,19 @@ impl Agent {
         self.command.iter().map(|part| if part == SELF { this.into() } else { part.into() }).collect()
     }
 
-    /// The agents that ship with the gateway.
+    /// The agents that ship with the gateway: the sample agents, and `external`.
     pub fn builtin() -> Vec<Agent> {
+        let sample = |sample: &SampleAgent| Agent {
+            name: sample.name.to_owned(),
+            description: sample.description.to_owned(),
+            runner: RunnerKind::Process,
+            command: vec![SELF.to_owned(), "agent".to_owned(), sample.command.to_owned()],
+            params_schema: (sample.params_schema)(),
+            datasets: PathBuf::new(),
+            any_dataset: false,
+            claim: Claim::Api,
+            cost_per_gpu_hour_usd: None,
+        };
         let external = Agent {
             name: "external".to_owned(),
             description: "Runs elsewhere: a worker claims the job and reports through the worker API.".to_owned(),
@@ -62,7 +74,7 @@ impl Agent {
             claim: Claim::Api,
             cost_per_gpu_hour_usd: None,
         };
-        vec![external]
+        agents::ALL.iter().map(sample).chain([external]).collect()
     }
 }
 
