@@ -10,6 +10,7 @@ pub mod config;
 pub mod consumer;
 pub mod domain;
 pub mod relay;
+pub mod runner;
 pub mod service;
 pub mod store;
 pub mod task;
