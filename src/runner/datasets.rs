@@ -107,6 +107,12 @@ struct Entry {
 /// A directory that does not exist has none; a catalogue that cannot be parsed is an
 /// error that names file and line.
 pub fn list(root: &Path, agent: &str) -> io::Result<Vec<Dataset>> {
+    list_below(root, Path::new(""), agent)
+}
+
+/// [`list`], but only datasets below the directory `below` of `root`. Ids stay relative to
+/// `root`.
+pub fn list_below(root: &Path, below: &Path, agent: &str) -> io::Result<Vec<Dataset>> {
     let root = match root.canonicalize() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         root => root?,
@@ -127,7 +133,7 @@ pub fn list(root: &Path, agent: &str) -> io::Result<Vec<Dataset>> {
     ids.dedup();
 
     let mut datasets = Vec::new();
-    for id in ids {
+    for id in ids.into_iter().filter(|id| Path::new(id).starts_with(below)) {
         let entry = catalogue.remove(&id);
         let for_other = entry.as_ref().and_then(|entry| entry.agent.as_deref()).is_some_and(|name| name != agent);
         if for_other {
@@ -238,9 +244,10 @@ mod tests {
         let dir = tree();
         let root = dir.path().join("datasets");
         let secret = dir.path().join("secret");
-        for id in ["", ".", "..", "../secret", "survey/../../secret", "survey/..", "./loose.csv", "survey/", "a\0b", "a\nb"]
-            .into_iter()
-            .chain([secret.to_str().unwrap(), "/", &"x".repeat(501)])
+        for id in
+            ["", ".", "..", "../secret", "survey/../../secret", "survey/..", "./loose.csv", "survey/", "a\0b", "a\nb"]
+                .into_iter()
+                .chain([secret.to_str().unwrap(), "/", &"x".repeat(501)])
         {
             assert_eq!(resolve(&root, id), Err(DatasetError::Malformed), "{id:?}");
         }
@@ -283,13 +290,11 @@ mod tests {
             .into_iter()
             .map(|dataset| (dataset.id, dataset.bytes, dataset.description.unwrap_or_default()))
             .collect();
-        let expected = [
-            ("alias.csv", 3, ""),
-            ("field.ms", 7, "a directory"),
-            ("loose.csv", 3, ""),
-            ("survey/a.csv", 5, "first"),
-        ];
+        let expected =
+            [("alias.csv", 3, ""), ("field.ms", 7, "a directory"), ("loose.csv", 3, ""), ("survey/a.csv", 5, "first")];
         assert_eq!(found, expected.map(|(id, bytes, text)| (id.to_owned(), bytes, text.to_owned())));
+        let below = list_below(&root, Path::new("survey"), "B").unwrap();
+        assert_eq!(below.iter().map(|dataset| dataset.id.as_str()).collect::<Vec<_>>(), ["survey/b.csv"]);
     }
 
     #[test]

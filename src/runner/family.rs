@@ -154,7 +154,8 @@ impl Family {
         let mark = format!("{ENV_RUN_ID}={}", self.run_id);
         let mut environ = Vec::new();
         // Unreadable: another user's, so not ours.
-        let read = File::open(format!("/proc/{pid}/environ")).and_then(|file| file.take(1 << 20).read_to_end(&mut environ));
+        let read =
+            File::open(format!("/proc/{pid}/environ")).and_then(|file| file.take(1 << 20).read_to_end(&mut environ));
         read.is_ok() && environ.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
     }
 }

@@ -92,7 +92,8 @@ mod tests {
         assert!(current.ends_with(&format!("{:063}\n", total - 1)));
         let marker = current.lines().next().unwrap();
         let dropped: u64 = marker.trim_start_matches('[').split(' ').next().unwrap().parse().unwrap();
-        let kept = (current.len() - marker.len() - 1) as u64 + earlier.lines().filter(|l| !l.starts_with('[')).count() as u64 * 64;
+        let kept = (current.len() - marker.len() - 1) as u64
+            + earlier.lines().filter(|l| !l.starts_with('[')).count() as u64 * 64;
         // Markers that went with dropped files are counted as dropped.
         assert!((total * 64..total * 64 + 4_096).contains(&(dropped + kept)), "{dropped} + {kept}");
     }

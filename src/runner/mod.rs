@@ -50,8 +50,6 @@ mod report;
 mod rundir;
 mod sample;
 mod spawn;
-#[cfg(test)]
-mod tests;
 pub mod worker;
 
 use std::sync::Arc;
@@ -64,7 +62,7 @@ use crate::domain::Id;
 use crate::domain::job::{Job, Report, ResourceRequest, RunnerKind};
 
 pub use options::{OptionError, RunnerOptions};
-pub use sample::{Sample, SampleMetrics};
+pub use sample::Sample;
 pub use worker::{Runner, RunnerError, RunnerHandle};
 
 /// What a runner needs of the store; the service implements it. Every call may be made

@@ -1,8 +1,13 @@
 //! The runner's settings, as a plain value.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use crate::config;
+use crate::domain::job::RunnerKind;
 
 /// How jobs are run. `src/config` fills it; [`RunnerOptions::check`] is the only judge.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,8 +24,8 @@ pub struct RunnerOptions {
     pub datasets_dir: PathBuf,
     /// Everything a run writes is below it, and what a restart must know.
     pub work_dir: PathBuf,
-    /// Agent name to command. `{self}` is this program's own path.
-    pub agents: BTreeMap<String, Vec<String>>,
+    /// Agent name to program and arguments, ready to execute.
+    pub agents: BTreeMap<String, Vec<OsString>>,
     /// How often the store is asked for work when nothing wakes the runner.
     pub poll_interval: Duration,
     /// From the request to stop until [`super::Runner::run`] returns, whatever is left.
@@ -60,6 +65,22 @@ pub struct OptionError {
 }
 
 impl RunnerOptions {
+    /// The settings, for the `process` agents among `agents`; `own_path` is this program's.
+    pub fn new(settings: &config::Runner, agents: &[config::Agent], own_path: &Path, shutdown_limit: Duration) -> Self {
+        let agents = agents.iter().filter(|agent| agent.runner == RunnerKind::Process);
+        Self {
+            concurrency: settings.concurrency.0.get(),
+            cancel_grace: settings.cancel_grace,
+            lease: settings.lease,
+            sample_interval: settings.sample_interval,
+            datasets_dir: settings.datasets_dir.clone(),
+            work_dir: settings.work_dir.clone(),
+            agents: agents.map(|agent| (agent.name.clone(), agent.argv(own_path))).collect(),
+            shutdown_limit,
+            ..Self::default()
+        }
+    }
+
     /// Everything that is wrong, at once.
     pub fn check(&self) -> Vec<OptionError> {
         let mut errors = Vec::new();
@@ -84,7 +105,7 @@ impl RunnerOptions {
             match argv.first() {
                 None => wrong(&field, "no command; give the program and its arguments as a list".to_owned()),
                 Some(program) if program.is_empty() => wrong(&field, "the program is empty".to_owned()),
-                Some(_) if argv.iter().any(|part| part.contains('\0')) => {
+                Some(_) if argv.iter().any(|part| part.as_bytes().contains(&0)) => {
                     wrong(&field, "contains a NUL byte".to_owned());
                 }
                 Some(_) => {}
@@ -108,7 +129,7 @@ mod tests {
         let options = RunnerOptions {
             concurrency: 0,
             lease: Duration::ZERO,
-            agents: BTreeMap::from([("Empty".to_owned(), vec![]), ("Nul".to_owned(), vec!["a\0".to_owned()])]),
+            agents: BTreeMap::from([("Empty".to_owned(), vec![]), ("Nul".to_owned(), vec!["a\0".into()])]),
             ..RunnerOptions::default()
         };
         let fields: Vec<_> = options.check().into_iter().map(|error| error.field).collect();

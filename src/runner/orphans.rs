@@ -60,8 +60,7 @@ pub(super) async fn recover(
 /// TERM to what is left of these runs, then KILL. Blocking.
 pub(super) fn end(records: &[Record], boot_id: &str) {
     // After a reboot the numbers are other processes'.
-    let families: Vec<_> =
-        records.iter().filter(|record| record.boot_id == boot_id).map(Record::family).collect();
+    let families: Vec<_> = records.iter().filter(|record| record.boot_id == boot_id).map(Record::family).collect();
     let started = Instant::now();
     // Remembered: when a leader is gone, its group cannot be told from a stranger's.
     let mut known: HashSet<Identity> = HashSet::new();

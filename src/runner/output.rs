@@ -244,7 +244,7 @@ mod tests {
         for n in 0..10_000 {
             tail.push(format!("line {n}\n").as_bytes());
         }
-        tail.push(&vec![b'x'; MAX_TAIL - 11]);
+        tail.push(&vec![b'x'; MAX_TAIL - 10]);
         assert_eq!(tail.0.len(), MAX_TAIL);
         assert!(tail.text().starts_with("line 9999\nx"), "{}", &tail.text()[..20]);
     }

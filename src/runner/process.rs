@@ -39,11 +39,9 @@ pub(super) struct Executor {
     pub control: Arc<dyn JobControl>,
     pub claimant: Arc<str>,
     pub options: RunnerOptions,
-    /// Agent name to command, `{self}` filled in.
-    pub commands: BTreeMap<Arc<str>, Vec<OsString>>,
     pub work_dir: WorkDir,
     pub boot_id: String,
-    pub host: Option<Arc<str>>,
+    pub host: Option<String>,
 }
 
 /// What reaches a run from outside the store.
@@ -123,7 +121,7 @@ impl Executor {
 
     /// Everything short of starting it.
     async fn prepare(&self, job: &Claimed) -> Result<Prepared, JobError> {
-        let Some(argv) = self.commands.get(&job.agent) else {
+        let Some(argv) = self.options.agents.get(&*job.agent) else {
             let message = format!("no command is configured for agent `{}`", cut_chars(&job.agent, 100));
             return Err(job_error("unknown_agent", message, false));
         };
@@ -154,13 +152,7 @@ impl Executor {
     }
 
     /// Starts it and sees it through. `None`: there is nothing to say to anybody.
-    async fn execute(
-        &self,
-        job: &Claimed,
-        prepared: Prepared,
-        reporter: &Reporter,
-        orders: &Orders,
-    ) -> Option<Report> {
+    async fn execute(&self, job: &Claimed, prepared: Prepared, reporter: &Reporter, orders: &Orders) -> Option<Report> {
         let Prepared { run_id, directory, program } = prepared;
         if orders.stop.is_cancelled() {
             return Some(stopped());
@@ -184,7 +176,8 @@ impl Executor {
         tracing::info!(job = %job.job_id, attempt = job.attempt, agent = %job.agent, pid = child.identity().pid, "a run has started");
         self.record(job, run_id, &child).await;
 
-        let mut sampler = Sampler::new(child.family().clone(), self.host.clone(), self.options.sample_interval);
+        let mut sampler =
+            Sampler::new(child.family().clone(), self.host.clone(), cores(job), self.options.sample_interval);
         let log = RunLog::create(&directory.path).await;
         let gone = CancellationToken::new();
         let reading =
@@ -294,6 +287,14 @@ impl Executor {
     }
 }
 
+/// The cores a job was given: those it asked for, as far as this machine has them.
+fn cores(job: &Claimed) -> f64 {
+    let request = &job.resource_request;
+    let asked = u64::from(request.num_nodes.max(1)) * u64::from(request.cores_per_node.max(1));
+    let here = std::thread::available_parallelism().map_or(1, usize::from);
+    asked.min(here as u64) as f64
+}
+
 /// The whole environment of an agent.
 fn environment(job: &Claimed, run_id: Id, directory: &RunDir) -> Vec<(OsString, OsString)> {
     let mut env: BTreeMap<OsString, OsString> = BTreeMap::from([("PATH".into(), DEFAULT_PATH.into())]);
@@ -389,16 +390,4 @@ fn outcome(report: &Report) -> String {
         Report::Failed { error, .. } => format!("failed: {}", error.code),
         Report::Cancelled { .. } => "cancelled".to_owned(),
     }
-}
-
-/// Fills in `{self}`.
-pub(super) fn commands(
-    agents: &BTreeMap<String, Vec<String>>,
-    own_path: &std::path::Path,
-) -> BTreeMap<Arc<str>, Vec<OsString>> {
-    let fill = |part: &String| match part.as_str() {
-        "{self}" => own_path.as_os_str().to_owned(),
-        _ => OsString::from(part),
-    };
-    agents.iter().map(|(name, argv)| (Arc::from(name.as_str()), argv.iter().map(fill).collect())).collect()
 }

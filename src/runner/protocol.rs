@@ -117,7 +117,8 @@ pub(super) fn parse(line: &[u8], cut: bool) -> Line {
     let progress = envelope.progress.and_then(|raw| serde_json::from_str::<f64>(raw.get()).ok());
     match progress {
         Some(progress) if (0.0..=1.0).contains(&progress) => {
-            let message = envelope.message.as_ref().and_then(Value::as_str).map(|text| cut_chars(text, MAX_MESSAGE_CHARS));
+            let message =
+                envelope.message.as_ref().and_then(Value::as_str).map(|text| cut_chars(text, MAX_MESSAGE_CHARS));
             Line::Progress { progress, message }
         }
         _ => Line::Log,
@@ -208,12 +209,16 @@ mod tests {
 
     #[test]
     fn texts_are_bounded() {
-        let Line::Error(error) = line(&json!({"error": {"code": "c".repeat(200), "message": "é".repeat(9_000)}}).to_string())
+        let Line::Error(error) =
+            line(&json!({"error": {"code": "c".repeat(200), "message": "é".repeat(9_000)}}).to_string())
         else {
             panic!()
         };
         assert_eq!((error.code.chars().count(), error.message.chars().count()), (100, 4_000));
         let Line::Error(error) = line(r#"{"error": "disk is full"}"#) else { panic!() };
-        assert_eq!((error.code.as_str(), error.message.as_str(), error.retriable), ("agent_error", "disk is full", None));
+        assert_eq!(
+            (error.code.as_str(), error.message.as_str(), error.retriable),
+            ("agent_error", "disk is full", None)
+        );
     }
 }

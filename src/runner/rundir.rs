@@ -76,8 +76,7 @@ impl WorkDir {
             again += 1;
             path = parent.join(format!("attempt-{attempt}-{again}"));
         }
-        let run =
-            RunDir { output: path.join("output"), tmp: path.join("tmp"), job_file: path.join("job.json"), path };
+        let run = RunDir { output: path.join("output"), tmp: path.join("tmp"), job_file: path.join("job.json"), path };
         private_dir(false).create(&run.output)?;
         private_dir(false).create(&run.tmp)?;
         Ok(run)

@@ -1,46 +1,31 @@
 //! What a run uses: measured from `/proc` for the whole process family.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use super::family::{Family, Search};
 use super::spawn::{Exit, IoCounts};
 use crate::domain::Timestamp;
-use crate::domain::payload::ResultMetrics;
+use crate::domain::payload::{JobMetrics, ResultMetrics};
 
 /// One measurement: the payload of `job.metrics.recorded` but for its job.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+///
+/// Rates are means over the interval, memory is that at its end; MB and GB are powers of ten.
+/// - CPU: percent of the cores the job was given (those it asked for, as far as the machine
+///   has them); more than 100 when it uses others too.
+/// - Memory: resident; pages that processes share count in each.
+/// - Disk throughput: what really came from or went to storage. Operations: read and write
+///   calls, from cache too; the kernel counts no others per process.
+/// - GPU and network: 0, nobody measures them.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
-    pub host: Option<Arc<str>>,
+    pub host: Option<String>,
     /// The end of the interval.
     pub sample_timestamp: Timestamp,
     pub sample_interval_seconds: f64,
-    pub metrics: SampleMetrics,
-}
-
-/// Averages over the interval, but for memory (its end). MB and GB are powers of ten.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct SampleMetrics {
-    /// 100 is one core kept busy: four busy threads show as 400.
-    pub cpu_utilization_percent: f64,
-    /// 0 where nobody measures it, as are the next one and the network.
-    pub gpu_utilization_percent: f64,
-    pub gpu_memory_used_gb: f64,
-    /// Resident memory; pages that processes share count in each.
-    pub system_memory_used_gb: f64,
-    pub network_in_mbps: f64,
-    pub network_out_mbps: f64,
-    /// Read calls a second (from cache too: the kernel counts no others per process).
-    pub disk_read_iops: f64,
-    pub disk_write_iops: f64,
-    /// What really came from storage, in MB/s.
-    pub disk_read_throughput_mbps: f64,
-    pub disk_write_throughput_mbps: f64,
+    pub metrics: JobMetrics,
 }
 
 /// Before the first interval is over memory is looked at now and then, so that short runs
@@ -99,7 +84,9 @@ impl Totals {
 /// Measures one run.
 pub(super) struct Sampler {
     family: Family,
-    host: Option<Arc<str>>,
+    host: Option<String>,
+    /// 100 % of CPU.
+    cores: f64,
     interval: Duration,
     started: Instant,
     now: Totals,
@@ -115,11 +102,12 @@ pub(super) struct Sampler {
 
 impl Sampler {
     /// Begins now, at the start of the run.
-    pub fn new(family: Family, host: Option<Arc<str>>, interval: Duration) -> Self {
+    pub fn new(family: Family, host: Option<String>, cores: f64, interval: Duration) -> Self {
         let now = Instant::now();
         let mut sampler = Self {
             family,
             host,
+            cores,
             interval,
             started: now,
             now: Totals::default(),
@@ -165,11 +153,10 @@ impl Sampler {
         let rss_bytes = self.now.rss_bytes;
         let io = exit.io.unwrap_or_default();
         self.advance(Totals { cpu_seconds: exit.cpu_seconds, io, rss_bytes }, now);
-        let sample =
-            (self.samples == 0 || now - self.sampled.0 >= self.interval / 2).then(|| self.sample(now));
+        let sample = (self.samples == 0 || now - self.sampled.0 >= self.interval / 2).then(|| self.sample(now));
         let seconds = (now - self.started).as_secs_f64().max(1e-3);
         let metrics = ResultMetrics {
-            cpu_utilization_percent: round(100.0 * self.now.cpu_seconds / seconds),
+            cpu_utilization_percent: round(100.0 * self.now.cpu_seconds / seconds / self.cores),
             gpu_utilization_percent: 0.0,
             memory_used_gb: round_to(self.rss_seconds / seconds / 1e9, 1e6),
             io_throughput_mbps: round((self.now.io.read_bytes + self.now.io.write_bytes) as f64 / seconds / 1e6),
@@ -186,8 +173,7 @@ impl Sampler {
     fn advance(&mut self, totals: Totals, now: Instant) {
         // The first look stands for the time before it.
         let before = if self.now.rss_bytes == 0 { totals.rss_bytes } else { self.now.rss_bytes };
-        self.rss_seconds +=
-            (before as f64 + totals.rss_bytes as f64) / 2.0 * (now - self.measured_at).as_secs_f64();
+        self.rss_seconds += (before as f64 + totals.rss_bytes as f64) / 2.0 * (now - self.measured_at).as_secs_f64();
         self.measured_at = now;
         self.now.advance(totals);
     }
@@ -202,14 +188,16 @@ impl Sampler {
             host: self.host.clone(),
             sample_timestamp: Timestamp::now(),
             sample_interval_seconds: round_to(seconds, 1e3),
-            metrics: SampleMetrics {
-                cpu_utilization_percent: round(100.0 * (self.now.cpu_seconds - before.cpu_seconds) / seconds),
+            metrics: JobMetrics {
+                cpu_utilization_percent: round(
+                    100.0 * (self.now.cpu_seconds - before.cpu_seconds) / seconds / self.cores,
+                ),
                 system_memory_used_gb: round_to(self.now.rss_bytes as f64 / 1e9, 1e6),
                 disk_read_iops: round(rate(io.reads, last.reads)),
                 disk_write_iops: round(rate(io.writes, last.writes)),
                 disk_read_throughput_mbps: round(rate(io.read_bytes, last.read_bytes) / 1e6),
                 disk_write_throughput_mbps: round(rate(io.write_bytes, last.write_bytes) / 1e6),
-                ..SampleMetrics::default()
+                ..JobMetrics::default()
             },
         }
     }

@@ -82,12 +82,7 @@ pub(super) async fn spawn(program: Program, run_id: Id) -> io::Result<(Child, Re
     let Started { mut guard, pidfd, stdout, stderr } = started;
     // SAFETY: the descriptor is owned by the AsyncFd from here on and never replaced.
     let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE)? };
-    let child = Child {
-        pidfd,
-        leader: guard.leader,
-        family: guard.family(),
-        reaped: false,
-    };
+    let child = Child { pidfd, leader: guard.leader, family: guard.family(), reaped: false };
     guard.disarm();
     Ok((child, Receiver::from_owned_fd(stdout)?, Receiver::from_owned_fd(stderr)?))
 }

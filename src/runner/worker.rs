@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::commands::{self, Wake};
 use super::family::boot_id;
-use super::process::{self, Executor, Orders};
+use super::process::{Executor, Orders};
 use super::report::{Backoff, within};
 use super::rundir::WorkDir;
 use super::{Claimed, ControlError, JobControl, OptionError, RunnerOptions, orphans};
@@ -122,22 +122,15 @@ impl Runner {
             .map_err(|source| RunnerError::WorkDir { path: options.work_dir.clone(), source })?;
         // The agents' working directory is another one.
         options.datasets_dir = std::path::absolute(&options.datasets_dir).map_err(RunnerError::System)?;
-        let own_path = std::env::current_exe().map_err(RunnerError::System)?;
         let executor = Executor {
             control,
             claimant,
-            commands: process::commands(&options.agents, &own_path),
             work_dir,
             boot_id: boot_id().map_err(RunnerError::System)?,
-            host: std::fs::read_to_string("/proc/sys/kernel/hostname").ok().map(|name| name.trim().into()),
+            host: std::fs::read_to_string("/proc/sys/kernel/hostname").ok().map(|name| name.trim().to_owned()),
             options,
         };
-        Ok(Self {
-            executor: Arc::new(executor),
-            subscriber,
-            active: Active::default(),
-            listening: Arc::default(),
-        })
+        Ok(Self { executor: Arc::new(executor), subscriber, active: Active::default(), listening: Arc::default() })
     }
 
     pub fn handle(&self) -> RunnerHandle {
@@ -242,7 +235,7 @@ impl Runner {
 
     async fn claim(&self, max: usize) -> Result<Vec<Claimed>, ControlError> {
         let executor = &self.executor;
-        let agents: Vec<Arc<str>> = executor.commands.keys().cloned().collect();
+        let agents: Vec<Arc<str>> = executor.options.agents.keys().map(|name| name.as_str().into()).collect();
         let lease = executor.options.lease;
         executor.control.claim(RunnerKind::Process, &executor.claimant, &agents, max, lease).await
     }
