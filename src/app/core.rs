@@ -1,0 +1,319 @@
+//! Everything below the front ends: store, brokers, committer, relay, consumers.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::broker::embedded::topology::EmbeddedTopology;
+use crate::broker::embedded::{Embedded, EmbeddedError};
+use crate::broker::{Publisher, Source, Subscriber, Subscription};
+use crate::config::{Config, StoreUrl};
+use crate::consumer::audit::Audit;
+use crate::consumer::metrics::MetricsConsumer;
+use crate::consumer::orchestrator::Orchestrator;
+use crate::consumer::{ConsumerParts, Declaration, Handler, declaration};
+use crate::domain::Broker;
+use crate::domain::catalogue::Catalogue;
+use crate::domain::factory::EventFactory;
+use crate::domain::job::RunnerKind;
+use crate::relay::{Marks, Relay, RelayOptions};
+use crate::runner::datasets;
+use crate::service::agents::{AgentOptions, Agents, Dataset, Datasets};
+use crate::service::committer::{Committer, CommitterOptions};
+use crate::service::{EventService, ServiceOptions};
+use crate::store::sqlite::SqliteStore;
+use crate::store::{BrokerEnd, Store, StoreError};
+use crate::telemetry::Metrics;
+
+/// Why the gateway does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Lock(#[from] super::lock::LockError),
+    #[error("the catalogue contradicts itself:\n  {}", .0.join("\n  "))]
+    Catalogue(Vec<String>),
+    #[error("the configuration is wrong:\n  {}", .0.join("\n  "))]
+    Config(Vec<String>),
+    #[error("consumers: {}", .0.join("; "))]
+    Consumers(Vec<String>),
+    #[error("store: {0}")]
+    Store(#[from] StoreError),
+    #[error("embedded brokers: {0}")]
+    Embedded(#[from] EmbeddedError),
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("sign-in: {0}")]
+    Auth(#[from] crate::auth::SetupError),
+    #[error("cannot listen on {address}: {source}; is another program using the port?")]
+    Listen { address: std::net::SocketAddr, source: std::io::Error },
+    #[error("runner: {0}")]
+    Runner(String),
+}
+
+/// The name of the durable consumer that wakes the process runner.
+pub const PROCESS_RUNNER: &str = "runner-process";
+
+/// The running core.
+pub struct Core {
+    pub store: Arc<dyn Store>,
+    pub service: Arc<EventService>,
+    pub catalogue: Arc<Catalogue>,
+    pub embedded: Arc<Embedded>,
+    pub declarations: Vec<Declaration>,
+    pub instance: Arc<str>,
+    pub epoch: i64,
+    pub metrics: Arc<Metrics>,
+    tasks: CoreTasks,
+}
+
+struct CoreTasks {
+    consumers: Vec<JoinHandle<()>>,
+    relay: Vec<JoinHandle<()>>,
+    committer: JoinHandle<()>,
+    stop_consumers: CancellationToken,
+    stop_relay: CancellationToken,
+}
+
+/// Datasets on the disk of this gateway.
+struct LocalDatasets {
+    root: PathBuf,
+    agents: Vec<(String, PathBuf)>,
+}
+
+impl Datasets for LocalDatasets {
+    fn list(&self, agent: &str) -> Vec<Dataset> {
+        let below = self.agents.iter().find(|(name, _)| name == agent).map(|(_, below)| below.as_path());
+        datasets::list_below(&self.root, below.unwrap_or(Path::new("")), agent)
+            .unwrap_or_else(|error| {
+                tracing::warn!(%error, agent, "datasets cannot be listed");
+                Vec::new()
+            })
+            .into_iter()
+            .map(|found| Dataset { id: found.id, bytes: found.bytes, description: found.description })
+            .collect()
+    }
+
+    fn check(&self, _agent: &str, id: &str) -> Result<(), String> {
+        datasets::resolve(&self.root, id).map(|_| ()).map_err(|error| error.to_string())
+    }
+}
+
+fn agents(config: &Config) -> Result<Agents, StartError> {
+    let configured = config.agents();
+    let local = LocalDatasets {
+        root: config.runner.datasets_dir.clone(),
+        agents: configured.iter().map(|agent| (agent.name.clone(), agent.datasets.clone())).collect(),
+    };
+    let options = configured
+        .into_iter()
+        .map(|agent| AgentOptions {
+            claim_api: agent.runner == RunnerKind::External && agent.claim == crate::config::Claim::Api,
+            name: agent.name,
+            runner: agent.runner,
+            description: agent.description,
+            params_schema: agent.params_schema,
+            any_dataset: agent.any_dataset,
+            cost_per_gpu_hour_usd: agent.cost_per_gpu_hour_usd.unwrap_or(config.runner.cost_per_gpu_hour_usd),
+        })
+        .collect();
+    Agents::new(options, Arc::new(local)).map_err(StartError::Config)
+}
+
+/// The subscription that wakes the process runner; declared before anything is published.
+pub fn process_runner_subscription() -> Subscription {
+    Subscription {
+        consumer: PROCESS_RUNNER.into(),
+        source: Source::WorkQueue {
+            stream: "COMMANDS_JOB".into(),
+            filter: "commands.job.submit.process".into(),
+        },
+        prefetch: 64,
+        ack_wait: Duration::from_secs(30),
+    }
+}
+
+impl Core {
+    /// Opens store and brokers, makes up for what a crash lost, and starts everything.
+    ///
+    /// # Errors
+    /// Nothing runs when it fails.
+    pub async fn start(config: &Config, metrics: Arc<Metrics>) -> Result<Self, StartError> {
+        let catalogue = Catalogue::load(&config.catalogue.dirs)
+            .map_err(|errors| StartError::Catalogue(errors.iter().map(ToString::to_string).collect()))?;
+        let agents = Arc::new(agents(config)?);
+        let limit = config.http.event_limit.as_u64() as usize;
+        let factory = Arc::new(EventFactory::new(catalogue.clone(), agents.api_claimed(), limit));
+
+        let StoreUrl::Sqlite(path) = &config.store.url;
+        let sqlite = SqliteStore::open(path, factory.clone()).await?;
+        let instance: Arc<str> = config.instance.id.as_str().into();
+        let epoch = sqlite.next_epoch(&instance).await?;
+        let store: Arc<dyn Store> = Arc::new(sqlite);
+
+        let options = RelayOptions { lanes: 1, lane_capacity: 8_192, window: 256 };
+        let relay = Relay::new(&Broker::ALL, options, metrics.clone());
+        let (committer, committer_task) = Committer::spawn(
+            store.clone(),
+            relay.clone(),
+            CommitterOptions {
+                max_bytes: config.intake.max_bytes.as_u64() as usize,
+                batch_rows: config.intake.batch_rows,
+            },
+            metrics.clone(),
+        );
+        let service = Arc::new(EventService::new(
+            store.clone(),
+            committer.clone(),
+            factory.clone(),
+            agents,
+            ServiceOptions {
+                max_retries_default: 3,
+                max_retries_limit: 100,
+                batch_limit: 500,
+                external_lease_ms: config.runner.external_lease.as_millis() as i64,
+            },
+        ));
+
+        let orchestrator = Orchestrator::new(service.clone());
+        let timer = orchestrator.timer();
+        let handlers: Vec<Arc<dyn Handler>> =
+            vec![Arc::new(orchestrator), Arc::new(MetricsConsumer), Arc::new(Audit::new(factory))];
+        let declarations: Vec<Declaration> = handlers.iter().map(|handler| handler.declaration()).collect();
+        declaration::check(&declarations, &catalogue).map_err(StartError::Consumers)?;
+
+        let embedded = open_embedded(&config.data.dir, &catalogue, &declarations).await?;
+        reopen_lost(&*store, &embedded).await?;
+
+        let stop_relay = CancellationToken::new();
+        let publishers: Vec<Arc<dyn Publisher>> =
+            Broker::ALL.iter().map(|broker| embedded.publisher(*broker)).collect();
+        let marks: Arc<dyn Marks> = Arc::new(committer.clone());
+        for (broker, open, _) in store.figures().await?.open_legs {
+            metrics.outbox_backlog[broker].set(open as i64);
+        }
+        let relay_tasks = relay.spawn(&publishers, &store, &marks, options, &stop_relay);
+
+        let stop_consumers = CancellationToken::new();
+        let parts = ConsumerParts {
+            catalogue: catalogue.clone(),
+            committer: committer.clone(),
+            store: store.clone(),
+            metrics: metrics.clone(),
+        };
+        let mut consumers = Vec::new();
+        for handler in handlers {
+            let subscriber = embedded.subscriber(broker_of(&handler.declaration().source));
+            consumers.extend(crate::consumer::spawn(handler, subscriber, &parts, &stop_consumers).handles);
+        }
+        consumers.push(crate::task::spawn("orchestrator-timer", timer.run(stop_consumers.child_token())));
+        let keeper = super::housekeeping::Housekeeping {
+            store: store.clone(),
+            metrics: metrics.clone(),
+            keep_idempotency: config.idempotency.keep,
+            consumers: declarations.iter().map(|declaration| declaration.name).collect(),
+        };
+        consumers.push(crate::task::spawn("housekeeping", keeper.run(stop_consumers.child_token())));
+
+        Ok(Self {
+            store,
+            service,
+            catalogue,
+            embedded: Arc::new(embedded),
+            declarations,
+            instance,
+            epoch,
+            metrics,
+            tasks: CoreTasks {
+                consumers,
+                relay: relay_tasks.handles,
+                committer: committer_task,
+                stop_consumers,
+                stop_relay,
+            },
+        })
+    }
+
+    /// Where a kind of source is read from.
+    pub fn subscriber(&self, source: &Source) -> Arc<dyn Subscriber> {
+        self.embedded.subscriber(broker_of(source))
+    }
+
+    /// Stops in order: consumers finish their batch, lanes their window, the committer what
+    /// waits; then the brokers and the store close. The front ends have stopped already.
+    pub async fn stop(self) {
+        let tasks = self.tasks;
+        tasks.stop_consumers.cancel();
+        join_all("consumer", tasks.consumers).await;
+        tasks.stop_relay.cancel();
+        join_all("relay", tasks.relay).await;
+        // The service holds the last handle to the committer's queue.
+        drop(self.service);
+        join_all("committer", vec![tasks.committer]).await;
+        self.embedded.shutdown().await;
+        self.store.close().await;
+    }
+}
+
+async fn join_all(what: &str, handles: Vec<JoinHandle<()>>) {
+    for handle in handles {
+        if let Err(error) = handle.await {
+            tracing::error!(what, %error, "a task did not end well");
+        }
+    }
+}
+
+fn broker_of(source: &Source) -> Broker {
+    match source {
+        Source::Queue { .. } => Broker::Rabbitmq,
+        Source::Topics(_) => Broker::Kafka,
+        Source::WorkQueue { .. } | Source::Ephemeral { .. } => Broker::Nats,
+    }
+}
+
+async fn open_embedded(
+    data_dir: &Path,
+    catalogue: &Catalogue,
+    declarations: &[Declaration],
+) -> Result<Embedded, StartError> {
+    let mut durable: Vec<Subscription> = declarations
+        .iter()
+        .map(|declaration| Subscription {
+            consumer: declaration.name.into(),
+            source: declaration.source.clone(),
+            prefetch: 1,
+            ack_wait: Duration::from_secs(30),
+        })
+        .collect();
+    durable.push(process_runner_subscription());
+    let topology = EmbeddedTopology::from_catalogue(catalogue, durable);
+    Ok(Embedded::open(&data_dir.join("brokers.db"), topology).await?)
+}
+
+/// The embedded logs confirm before they sync. What one lost in a power cut is published
+/// again: its legs, marked done, become pending.
+async fn reopen_lost(store: &dyn Store, embedded: &Embedded) -> Result<(), StartError> {
+    let actual = embedded.ends();
+    let lost: Vec<BrokerEnd> = store
+        .broker_ends()
+        .await?
+        .into_iter()
+        .filter_map(|known| {
+            let end = actual
+                .iter()
+                .find(|end| end.broker == known.broker && end.log == known.log && end.partition == known.partition)
+                .map_or(0, |end| end.end);
+            (end < known.end).then_some(BrokerEnd { end, ..known })
+        })
+        .collect();
+    if lost.is_empty() {
+        return Ok(());
+    }
+    let logs: HashSet<&str> = lost.iter().map(|end| &*end.log).collect();
+    let reopened = store.reopen_legs(&lost).await?;
+    tracing::warn!(reopened, ?logs, "the embedded logs had lost their unsynced tail; publishing it again");
+    Ok(())
+}
