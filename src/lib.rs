@@ -4,6 +4,7 @@
 //! `docs/architecture.md` maps the modules; each uses only what stands below it.
 
 pub mod agents;
+pub mod app;
 pub mod auth;
 pub mod broker;
 pub mod config;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::embedded::topology::EmbeddedTopology;
+use crate::broker::embedded::EmbeddedTopology;
 use crate::broker::embedded::{Embedded, EmbeddedError};
 use crate::broker::{Publisher, Source, Subscriber, Subscription};
 use crate::config::{Config, StoreUrl};
@@ -93,7 +93,11 @@ impl Datasets for LocalDatasets {
                 Vec::new()
             })
             .into_iter()
-            .map(|found| Dataset { id: found.id, bytes: found.bytes, description: found.description })
+            .map(|found| Dataset {
+                id: found.id,
+                bytes: found.bytes,
+                description: found.description.unwrap_or_default(),
+            })
             .collect()
     }
 
@@ -127,10 +131,7 @@ fn agents(config: &Config) -> Result<Agents, StartError> {
 pub fn process_runner_subscription() -> Subscription {
     Subscription {
         consumer: PROCESS_RUNNER.into(),
-        source: Source::WorkQueue {
-            stream: "COMMANDS_JOB".into(),
-            filter: "commands.job.submit.process".into(),
-        },
+        source: Source::WorkQueue { stream: "COMMANDS_JOB".into(), filter: "commands.job.submit.process".into() },
         prefetch: 64,
         ack_wait: Duration::from_secs(30),
     }

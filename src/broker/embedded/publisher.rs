@@ -19,6 +19,10 @@ pub(super) struct EmbeddedPublisher {
 
 #[async_trait]
 impl Publisher for EmbeddedPublisher {
+    fn confirms_are_durable(&self) -> bool {
+        false
+    }
+
     fn broker(&self) -> Broker {
         self.broker
     }

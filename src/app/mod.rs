@@ -1,0 +1,8 @@
+//! The only place that wires anything together: builds, spawns, shuts down in order.
+
+mod core;
+mod housekeeping;
+mod lock;
+
+pub use core::{Core, StartError};
+pub use lock::{DataDirLock, LockError};

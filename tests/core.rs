@@ -1,0 +1,167 @@
+//! The core in one process, without front ends: what is accepted is relayed, consumed and
+//! accounted for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use event_gateway::app::Core;
+use event_gateway::config::Config;
+use event_gateway::domain::factory::Cause;
+use event_gateway::domain::job::JobStatus;
+use event_gateway::domain::{Id, Principal, Role, Timestamp};
+use event_gateway::service::{ClaimRequest, Context, ServiceError, StatusReport, SubmitJob};
+use event_gateway::store::{EffectState, LegState};
+use event_gateway::telemetry::Metrics;
+
+fn context(user: &str, key: Option<&str>) -> Context {
+    Context {
+        principal: Principal {
+            user_id: user.into(),
+            roles: vec![Role::User],
+            expires_at: Timestamp::now().plus_ms(60_000),
+        },
+        on_behalf_of: None,
+        cause: Cause::root(),
+        idempotency_key: key.map(Arc::from),
+        received_at: Timestamp::now(),
+    }
+}
+
+fn external(dataset: &str) -> (SubmitJob, Vec<u8>) {
+    let raw = serde_json::json!({ "agent": "external", "dataset_id": dataset }).to_string().into_bytes();
+    (serde_json::from_slice(&raw).unwrap(), raw)
+}
+
+async fn core(dir: &std::path::Path) -> Core {
+    let config = Config::defaults_in(dir, &[]).unwrap();
+    Core::start(&config, Metrics::new()).await.unwrap()
+}
+
+fn job_id(body: &[u8]) -> Id {
+    serde_json::from_slice::<serde_json::Value>(body).unwrap()["id"].as_str().unwrap().parse().unwrap()
+}
+
+/// Waits until every leg is settled and every consumer is done with every event of a job.
+async fn settled(core: &Core, id: Id) {
+    let wait = async {
+        loop {
+            let deliveries = core.store.job_deliveries(id, None, 500).await.unwrap();
+            let legs = deliveries
+                .iter()
+                .all(|d| d.legs.iter().all(|leg| matches!(leg.state, LegState::Done | LegState::Skipped)));
+            let effects = deliveries.iter().all(|d| {
+                core.declarations
+                    .iter()
+                    .filter(|c| c.handles(&d.event.event_type.name))
+                    .all(|c| d.effects.iter().any(|e| &*e.consumer == c.name && e.state == EffectState::Done))
+            });
+            if legs && effects && !deliveries.is_empty() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), wait).await.expect("every delivery settles");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_goes_all_the_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let core = core(dir.path()).await;
+    let (request, raw) = external("dataset-1");
+    let answer = core.service.submit(&context("ada", Some("k1")), request.clone(), &raw).await.unwrap();
+    assert_eq!((answer.status, answer.repeated), (201, false));
+    let id = job_id(&answer.body);
+
+    let again = core.service.submit(&context("ada", Some("k1")), request.clone(), &raw).await.unwrap();
+    assert!(again.repeated);
+    assert_eq!(again.body, answer.body);
+    let (_, other) = external("dataset-2");
+    let reused = core.service.submit(&context("ada", Some("k1")), request, &other).await.unwrap_err();
+    assert!(matches!(reused, ServiceError::KeyReused), "{reused}");
+
+    let worker: Arc<str> = "worker-1".into();
+    let claimed = core.service.claim_external(&worker, &ClaimRequest { agents: vec![], max: 10 }).await.unwrap();
+    assert_eq!(claimed.len(), 1);
+    assert_eq!(claimed[0].id, id);
+    for status in ["RUNNING", "COMPLETED", "COMPLETED"] {
+        let report: StatusReport =
+            serde_json::from_value(serde_json::json!({ "attempt": 1, "status": status })).unwrap();
+        core.service.report_status(id, &worker, report, &Cause::root()).await.unwrap();
+    }
+    let job = core.store.job(id).await.unwrap().unwrap();
+    assert_eq!(job.status, JobStatus::Completed);
+    settled(&core, id).await;
+
+    let events = core.store.aggregate_events("job", &id.to_string(), 0, 100).await.unwrap();
+    let summary = async {
+        loop {
+            let events = core.store.aggregate_events("job", &id.to_string(), 0, 100).await.unwrap();
+            if events.len() == 5 {
+                return events;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let events = tokio::time::timeout(Duration::from_secs(10), summary).await.unwrap_or(events);
+    let names: Vec<&str> = events.iter().map(|event| &*event.event_type.name).collect();
+    assert_eq!(
+        names,
+        ["job.submitted", "job.status.changed", "job.status.changed", "job.completed", "job.performance.summary"]
+    );
+    assert!(events.iter().enumerate().all(|(i, event)| event.sequence == i as i64 + 1));
+    core.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_stopped_gateway_owed_is_delivered_by_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = core(dir.path()).await;
+    let mut ids = Vec::new();
+    for n in 0..50 {
+        let (request, raw) = external(&format!("d{n}"));
+        let answer = first.service.submit(&context("ada", None), request, &raw).await.unwrap();
+        ids.push(job_id(&answer.body));
+    }
+    first.stop().await;
+    let second = core(dir.path()).await;
+    assert_eq!(second.epoch, 2);
+    for id in ids {
+        settled(&second, id).await;
+    }
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_job_is_retried_on_time_until_its_retries_are_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let core = core(dir.path()).await;
+    let raw = serde_json::json!({ "agent": "external", "dataset_id": "x", "max_retries": 1 }).to_string();
+    let request: SubmitJob = serde_json::from_str(&raw).unwrap();
+    let answer = core.service.submit(&context("ada", None), request, raw.as_bytes()).await.unwrap();
+    let id = job_id(&answer.body);
+    let worker: Arc<str> = "w".into();
+    for attempt in 1..=2u32 {
+        let claim = async {
+            loop {
+                let request = ClaimRequest { agents: vec![], max: 1 };
+                if let Some(job) = core.service.claim_external(&worker, &request).await.unwrap().pop() {
+                    return job;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let job = tokio::time::timeout(Duration::from_secs(10), claim).await.expect("it is queued again");
+        assert_eq!((job.id, job.attempt), (id, attempt));
+        let report: StatusReport = serde_json::from_value(serde_json::json!({
+            "attempt": attempt, "status": "FAILED",
+            "error": { "code": "node_failure", "message": "the node went away", "retriable": true },
+        }))
+        .unwrap();
+        core.service.report_status(id, &worker, report, &Cause::root()).await.unwrap();
+    }
+    let job = core.store.job(id).await.unwrap().unwrap();
+    assert_eq!((job.status, job.retry_at, job.retry_count), (JobStatus::Failed, None, 1));
+    settled(&core, id).await;
+    core.stop().await;
+}
