@@ -8,21 +8,18 @@ use std::time::Duration;
 
 use apache_avro::Schema;
 use apache_avro::schema::UuidSchema;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::check::{check_aggregate_id, check_command, check_name, check_placeholders, read_audience, read_ingest};
+use super::file::{CATALOGUE_FILE, RawExchange, RawStream, RawTopic, RawType, Report, Source};
 use super::route::{RouteTemplate, Routes, Template};
 use super::schema::TypeSchema;
 use super::topology::is_subject_filter;
 use super::{
-    Audience, Catalogue, CatalogueError, EventType, Exchange, ExchangeKind, Order, Stream, StreamKind, Topic, covers,
-    overlaps,
+    Catalogue, CatalogueError, EventType, Exchange, ExchangeKind, Order, Stream, StreamKind, Topic, covers, overlaps,
 };
+use crate::domain::Broker;
 use crate::domain::payload::BUILT_IN;
-use crate::domain::{Broker, Role};
-
-/// The Socket.IO events a type may name; `docs/api.md` has their shapes.
-const SOCKET_EVENTS: [&str; 5] = ["job_update", "job_notification", "telemetry_update", "stats_update", "alert"];
 
 /// The most an undecodable record can make the Avro reader allocate at once. Events are
 /// refused at intake above 512 kB.
@@ -31,110 +28,11 @@ const MAX_ALLOCATION_BYTES: usize = 4 << 20;
 pub(super) fn load(dirs: &[PathBuf]) -> Result<Catalogue, Vec<CatalogueError>> {
     apache_avro::util::max_allocation_bytes(MAX_ALLOCATION_BYTES);
     let mut loader = Loader::default();
-    loader.read(&Source::BuiltIn);
+    loader.read(Source::BuiltIn);
     for dir in dirs {
-        loader.read(&Source::Dir(dir.clone()));
+        loader.read(Source::Dir(dir.clone()));
     }
     loader.finish()
-}
-
-/// Where a catalogue file and its schemas come from.
-enum Source {
-    BuiltIn,
-    Dir(PathBuf),
-}
-
-impl Source {
-    /// What errors call one of its files.
-    fn name(&self, file: &str) -> String {
-        match self {
-            Source::BuiltIn => format!("schemas/{file}"),
-            Source::Dir(dir) => dir.join(file).display().to_string(),
-        }
-    }
-
-    fn text(&self, file: &str) -> Result<String, String> {
-        match self {
-            Source::BuiltIn if file == CATALOGUE_FILE => Ok(CATALOGUE.to_owned()),
-            Source::BuiltIn => BUILT_IN
-                .iter()
-                .find(|built_in| file.strip_suffix(".avsc") == Some(built_in.name))
-                .map(|built_in| built_in.schema.to_owned())
-                .ok_or_else(|| "is not compiled in; list its payload in src/domain/payload".to_owned()),
-            Source::Dir(dir) => std::fs::read_to_string(dir.join(file)).map_err(|e| format!("cannot be read: {e}")),
-        }
-    }
-}
-
-const CATALOGUE_FILE: &str = "catalogue.toml";
-const CATALOGUE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/schemas/catalogue.toml"));
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawExchange {
-    name: String,
-    kind: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawTopic {
-    name: String,
-    partitions: u32,
-    retention_days: u32,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawStream {
-    name: String,
-    subjects: Vec<String>,
-    kind: String,
-    max_age_minutes: Option<u32>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawType {
-    name: String,
-    schema: String,
-    version: u32,
-    aggregate: String,
-    aggregate_id: String,
-    order: String,
-    #[serde(default)]
-    audience: Vec<String>,
-    #[serde(default)]
-    socket_event: String,
-    #[serde(default)]
-    command: bool,
-    #[serde(default)]
-    ingest: Vec<String>,
-    rabbitmq: Option<RawRabbitmq>,
-    kafka: Option<RawKafka>,
-    nats: Option<RawNats>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawRabbitmq {
-    exchange: String,
-    key: String,
-    #[serde(default)]
-    optional: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawKafka {
-    topic: String,
-    key: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawNats {
-    subject: String,
 }
 
 /// Everything read so far. Types wait until all topology is known.
@@ -157,27 +55,8 @@ struct Origin {
     file: String,
 }
 
-/// Collects the contradictions of one entry.
-struct Report<'a> {
-    file: &'a str,
-    entry: String,
-    errors: &'a mut Vec<CatalogueError>,
-}
-
-impl Report<'_> {
-    fn error(&mut self, field: &str, reason: impl Into<String>) {
-        let field = if field.is_empty() { self.entry.clone() } else { format!("{}.{field}", self.entry) };
-        self.errors.push(CatalogueError { file: self.file.to_owned(), field, reason: reason.into() });
-    }
-
-    /// The value, or its error reported.
-    fn ok<T>(&mut self, field: &str, value: Result<T, String>) -> Option<T> {
-        value.map_err(|reason| self.error(field, reason)).ok()
-    }
-}
-
 impl Loader {
-    fn read(&mut self, source: &Source) {
+    fn read(&mut self, source: Source) {
         let file = source.name(CATALOGUE_FILE);
         let fail = |field: &str, reason: String| CatalogueError { file: file.clone(), field: field.to_owned(), reason };
         let table = match source.text(CATALOGUE_FILE).map(|text| toml::Table::from_str(&text)) {
@@ -187,13 +66,7 @@ impl Loader {
             }
             Err(reason) => return self.errors.push(fail("file", reason)),
         };
-        let origin = Arc::new(Origin {
-            source: match source {
-                Source::BuiltIn => Source::BuiltIn,
-                Source::Dir(dir) => Source::Dir(dir.clone()),
-            },
-            file: file.clone(),
-        });
+        let origin = Arc::new(Origin { source, file: file.clone() });
         for (section, entries) in table {
             let toml::Value::Array(entries) = entries else {
                 self.errors.push(fail(&section, format!("must be a list: write [[{section}]]")));
@@ -287,25 +160,25 @@ impl Loader {
         if raw.subjects.is_empty() {
             report.error("subjects", "must name at least one subject");
         }
+        let mut subjects: Vec<Arc<str>> = Vec::new();
         for subject in &raw.subjects {
+            let taken_by =
+                self.streams.iter().find(|other| other.subjects.iter().any(|taken| overlaps(taken, subject)));
             if !is_subject_filter(subject) {
                 report.error("subjects", format!("'{subject}' is not a NATS subject"));
-            }
-            for other in &self.streams {
-                if other.subjects.iter().any(|taken| overlaps(taken, subject)) {
-                    report.error("subjects", format!("'{subject}' overlaps a subject of stream {}", other.name));
-                }
+            } else if let Some(other) = taken_by {
+                report.error("subjects", format!("'{subject}' overlaps a subject of stream {}", other.name));
+            } else if subjects.iter().any(|other| overlaps(other, subject)) {
+                report.error("subjects", format!("'{subject}' overlaps another subject of this stream"));
+            } else {
+                subjects.push(subject.as_str().into());
             }
         }
         if self.streams.iter().any(|stream| *stream.name == *raw.name) {
             return report.error("name", "this stream is declared twice");
         }
         match kind {
-            Ok(kind) => self.streams.push(Stream {
-                name: raw.name.into(),
-                subjects: raw.subjects.into_iter().map(Arc::from).collect(),
-                kind,
-            }),
+            Ok(kind) => self.streams.push(Stream { name: raw.name.into(), subjects, kind }),
             Err((field, reason)) => report.error(field, reason),
         }
     }
@@ -315,7 +188,7 @@ impl Loader {
             self.add_type(&origin, raw);
         }
         for built_in in BUILT_IN {
-            let reason = match self.types.get(built_in.name).map(|event_type| (built_in.conforms)(event_type)) {
+            let reason = match self.types.get(built_in.name).map(|event_type| built_in.conforms(event_type)) {
                 Some(Ok(())) => continue,
                 Some(Err(error)) => format!("its Rust type does not fit the schema: {error}"),
                 // Its own error is already there.
@@ -343,8 +216,8 @@ impl Loader {
                 if built_in { "is a built-in type; choose another name" } else { "this type is declared twice" };
             report.error("name", reason);
         }
-        if raw.version == 0 {
-            report.error("version", "must be at least 1");
+        if !(1..=i32::MAX as u32).contains(&raw.version) {
+            report.error("version", format!("must be 1 to {}", i32::MAX));
         }
         if raw.aggregate.is_empty() {
             report.error("aggregate", "must not be empty");
@@ -357,7 +230,8 @@ impl Loader {
         let audience = read_audience(&raw, &mut report);
         let ingest = read_ingest(&raw, &origin.source, &mut report);
         let schema = self.read_schema(origin, &raw, &mut report);
-        if let (Some(schema), Some(order)) = (schema, order) {
+        if let Some(schema) = schema {
+            let order = order.unwrap_or(Order::None);
             check_aggregate_id(&raw, audience, &schema, &mut report);
             let templates = self.read_routes(&raw, order, &schema, &mut report);
             let routes = Routes::new(&raw.aggregate_id, &templates);
@@ -490,86 +364,4 @@ impl Loader {
 fn read_as<T: DeserializeOwned>(value: toml::Value, report: &mut Report<'_>) -> Option<T> {
     let value = value.try_into().map_err(|e: toml::de::Error| e.to_string().trim_end().replace('\n', " "));
     report.ok("", value)
-}
-
-/// Names end up in headers, file names, metrics and URLs.
-fn check_name(name: &str, report: &mut Report<'_>) {
-    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    if name.is_empty() || name.len() > 200 || !name.chars().all(legal) {
-        report.error("name", "must be 1 to 200 letters, digits, dots, dashes or underscores");
-    }
-}
-
-fn read_audience(raw: &RawType, report: &mut Report<'_>) -> Audience {
-    let mut audience = Audience::default();
-    for who in &raw.audience {
-        match &**who {
-            "job" => audience.job = true,
-            "user" => audience.user = true,
-            "role:operator" => audience.operator = true,
-            other => report.error("audience", format!("'{other}' is not one of job, user, role:operator")),
-        }
-    }
-    if audience.job && !raw.aggregate.starts_with("job") {
-        report.error("audience", format!("job needs an aggregate job*, not '{}'", raw.aggregate));
-    }
-    match (raw.audience.is_empty(), &*raw.socket_event) {
-        (true, "") => {}
-        (true, _) => report.error("socket_event", "nobody sees this type: give it an audience or leave this out"),
-        (false, name) if SOCKET_EVENTS.contains(&name) => {}
-        (false, name) => {
-            report.error("socket_event", format!("'{name}' is not one of {}", SOCKET_EVENTS.join(", ")));
-        }
-    }
-    audience
-}
-
-fn read_ingest(raw: &RawType, source: &Source, report: &mut Report<'_>) -> Vec<Role> {
-    if matches!(source, Source::BuiltIn) && !raw.ingest.is_empty() {
-        report.error("ingest", "nobody may post a built-in type");
-    }
-    raw.ingest.iter().filter_map(|role| report.ok("ingest", role.parse())).collect()
-}
-
-fn check_aggregate_id(raw: &RawType, audience: Audience, schema: &TypeSchema, report: &mut Report<'_>) {
-    match schema.payload_field(&raw.aggregate_id) {
-        Some(Schema::Uuid(UuidSchema::String)) => {}
-        Some(Schema::String) if !audience.job => {}
-        Some(Schema::String) => report.error("aggregate_id", "must be a uuid: the audience is a job"),
-        Some(_) => report.error("aggregate_id", format!("'{}' must be a required string or uuid", raw.aggregate_id)),
-        None => report.error("aggregate_id", format!("the payload has no field '{}'", raw.aggregate_id)),
-    }
-}
-
-/// Placeholders must be fields with a closed alphabet: a free text with a dot, a space or a
-/// wildcard in it would go somewhere else.
-fn check_placeholders(field: &str, template: &Template, schema: &TypeSchema, report: &mut Report<'_>) {
-    for name in template.fields() {
-        match schema.payload_field(name) {
-            Some(Schema::Uuid(UuidSchema::String) | Schema::Enum(_)) => {}
-            Some(_) => report.error(field, format!("{{{name}}} must be a required uuid or enum")),
-            None => report.error(field, format!("the payload has no field '{name}'")),
-        }
-    }
-}
-
-fn check_command(raw: &RawType, report: &mut Report<'_>) {
-    if raw.name.ends_with("Requested") && !raw.command {
-        report.error("command", "a type named *Requested must be a command: set command = true");
-    }
-    let subject = raw.nats.as_ref().map(|nats| &*nats.subject);
-    let is_command_subject = |subject: &str| {
-        let tokens: Vec<_> = subject.split('.').collect();
-        tokens.len() >= 3 && tokens[0] == "commands" && !tokens[1].contains('{')
-    };
-    match (raw.command, subject) {
-        (true, None) => report.error("nats", "a command needs a NATS subject commands.{domain}.{action}"),
-        (true, Some(subject)) if !is_command_subject(subject) => {
-            report.error("nats.subject", format!("'{subject}' must be commands.{{domain}}.{{action}}"));
-        }
-        (false, Some(subject)) if subject.starts_with("commands.") => {
-            report.error("nats.subject", "subjects under commands. are for commands: set command = true");
-        }
-        _ => {}
-    }
 }

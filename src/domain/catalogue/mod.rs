@@ -4,9 +4,9 @@
 //! with directories of the same layout. `docs/events.md` lists both the built-in types and
 //! the keys of the files.
 
+mod check;
 mod conform;
-#[cfg(test)]
-mod docs;
+mod file;
 mod json;
 mod load;
 mod record;
@@ -24,7 +24,7 @@ use std::sync::Arc;
 use apache_avro::Schema;
 use bytes::Bytes;
 
-pub(in crate::domain) use conform::{BuiltIn, conforms};
+pub(in crate::domain) use conform::{BuiltIn, round_trip};
 pub use route::Route;
 pub use topology::{Exchange, ExchangeKind, Stream, StreamKind, Topic, covers, is_subject_filter, overlaps};
 
@@ -212,7 +212,7 @@ impl EventType {
         let mut avro = FiniteCheck { bytes: Vec::with_capacity(256), suspicious: false };
         record::write(&self.schema.payload, payload, &mut avro).map_err(|e| avro_error("payload", &e))?;
         if avro.suspicious {
-            self.payload_json(&avro.bytes)?;
+            self.payload_json(Strict::new(&avro.bytes))?;
         }
         Ok(EncodedPayload { json: json.into(), avro: Some(avro.bytes.into()) })
     }
@@ -267,17 +267,15 @@ impl EventType {
         self.expect_type(T::TYPE)?;
         let mut bytes = Strict::new(record);
         self.read_envelope(&mut bytes)?;
-        let payload = bytes.read(&self.schema.payload)?;
-        bytes.end()?;
-        Ok(payload)
+        self.read_payload(bytes)
     }
 
     /// Reads a typed payload from its JSON.
     pub fn json_to_payload<T: Payload>(&self, json: &[u8]) -> Result<T, PayloadError> {
         self.expect_type(T::TYPE)?;
-        serde_json::from_slice(json).map_err(|error| {
-            // The schema check names the field.
-            self.violations(json).into_iter().next().unwrap_or_else(|| payload_error(error.to_string()))
+        serde_json::from_slice(json).map_err(|_| {
+            // Once more with the schema, which says more, then with the type, to name the field.
+            self.violations(json).into_iter().next().unwrap_or_else(|| typed_error::<T>(json))
         })
     }
 
@@ -296,15 +294,17 @@ impl EventType {
         Ok(envelope.into_headers())
     }
 
-    fn read_payload<T: Payload>(&self, avro: &[u8]) -> Result<T, PayloadError> {
-        let mut bytes = Strict::new(avro);
-        let payload = bytes.read(&self.schema.payload)?;
-        bytes.end()?;
-        Ok(payload)
+    fn read_payload<T: Payload>(&self, mut bytes: Strict<'_>) -> Result<T, PayloadError> {
+        let start = bytes;
+        let read = bytes.read(&self.schema.payload).and_then(|payload| bytes.end().map(|()| payload));
+        // The Avro reader does not say which field is wrong; the way through JSON does.
+        read.map_err(|error| match self.payload_json(start).map(|json| self.json_to_payload::<T>(&json)) {
+            Ok(Err(named)) => named,
+            _ => error,
+        })
     }
 
-    fn payload_json(&self, avro: &[u8]) -> Result<Vec<u8>, PayloadError> {
-        let mut bytes = Strict::new(avro);
+    fn payload_json(&self, mut bytes: Strict<'_>) -> Result<Vec<u8>, PayloadError> {
         let value = bytes.read_value(&self.schema.payload)?;
         bytes.end()?;
         serde_json::to_vec(&JsonForm::payload(&self.schema.payload, &value)).map_err(form_error)
@@ -331,6 +331,20 @@ impl EventType {
 
 fn payload_error(reason: String) -> PayloadError {
     PayloadError { field: "payload".to_owned(), reason }
+}
+
+/// Which field of a JSON payload `T` does not take.
+fn typed_error<T: Payload>(json: &[u8]) -> PayloadError {
+    let mut deserializer = serde_json::Deserializer::from_slice(json);
+    match serde_path_to_error::deserialize::<_, T>(&mut deserializer) {
+        Ok(_) => payload_error("has something after its end".to_owned()),
+        Err(error) => {
+            let path = error.path().to_string();
+            let reason = error.inner().to_string();
+            let reason = reason.split(" at line ").next().unwrap_or_default().to_owned();
+            PayloadError { field: if path == "." { "payload".to_owned() } else { path }, reason }
+        }
+    }
 }
 
 /// [`JsonForm`] says `field: reason`.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use super::PayloadError;
 use super::schema::no_names;
 use crate::domain::event::Headers;
-use crate::domain::{Event, Id, Timestamp};
+use crate::domain::{Channel, Event, Id, Timestamp};
 
 /// The envelope in the order of the schemas.
 #[derive(Serialize)]
@@ -30,12 +30,16 @@ pub(super) struct EnvelopeRef<'a> {
     user_id: &'a str,
     schema_version: i32,
     tags: &'a [String],
-    #[serde(serialize_with = "as_map")]
-    offsets: Vec<(String, i64)>,
+    offsets: Offsets,
 }
 
-fn as_map<S: Serializer>(offsets: &Vec<(String, i64)>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(offsets.iter().map(|(channel, offset)| (channel, offset)))
+/// Channels and offsets, written as a map.
+struct Offsets(Vec<(Channel, i64)>);
+
+impl Serialize for Offsets {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(channel, offset)| (channel.to_string(), offset)))
+    }
 }
 
 impl<'a> EnvelopeRef<'a> {
@@ -52,7 +56,7 @@ impl<'a> EnvelopeRef<'a> {
             user_id: &event.user_id,
             schema_version: event.event_type.version as i32,
             tags: &event.tags,
-            offsets: event.offsets().into_iter().map(|(channel, offset)| (channel.to_string(), offset)).collect(),
+            offsets: Offsets(event.offsets()),
         }
     }
 }
@@ -133,6 +137,7 @@ pub(super) fn write_value(schema: &Schema, value: &Value) -> Result<Vec<u8>, apa
 
 /// Bytes that remember whether more of them was asked for than there are: the Avro reader
 /// takes the end of its input for an empty string or an absent optional field.
+#[derive(Clone, Copy)]
 pub(super) struct Strict<'a> {
     rest: &'a [u8],
     cut_short: bool,

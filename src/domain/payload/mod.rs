@@ -19,7 +19,7 @@ pub use metrics::*;
 pub use notification::*;
 
 use super::Id;
-use super::catalogue::{BuiltIn, conforms};
+use super::catalogue::{BuiltIn, round_trip};
 
 /// A payload with a fixed type name.
 pub trait Payload: Serialize + DeserializeOwned + Send + Sync {
@@ -61,7 +61,7 @@ macro_rules! built_in {
         pub(super) const BUILT_IN: &[BuiltIn] = &[$(BuiltIn {
             name: $name,
             schema: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/schemas/", $name, ".avsc")),
-            conforms: conforms::<$payload>,
+            round_trip: round_trip::<$payload>,
         }),+];
     };
 }
