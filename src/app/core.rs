@@ -251,8 +251,7 @@ impl Core {
         join_all("consumer", tasks.consumers).await;
         tasks.stop_relay.cancel();
         join_all("relay", tasks.relay).await;
-        // The service holds the last handle to the committer's queue.
-        drop(self.service);
+        self.service.committer().close();
         join_all("committer", vec![tasks.committer]).await;
         self.embedded.shutdown().await;
         self.store.close().await;

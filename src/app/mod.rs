@@ -3,6 +3,8 @@
 mod core;
 mod housekeeping;
 mod lock;
+mod serve;
 
 pub use core::{Core, StartError};
 pub use lock::{DataDirLock, LockError};
+pub use serve::serve;

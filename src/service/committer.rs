@@ -4,8 +4,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use async_trait::async_trait;
 
@@ -69,13 +70,14 @@ pub struct Committer {
     /// One permit is 64 bytes; this, not the channels, is what bounds the intake.
     accept_bytes: Arc<Semaphore>,
     background_bytes: Arc<Semaphore>,
+    closing: CancellationToken,
     metrics: Arc<Metrics>,
 }
 
 const PERMIT_BYTES: usize = 64;
 
 impl Committer {
-    /// Starts the task. It ends when every handle is dropped and what waited is committed.
+    /// Starts the task. It ends after [`Committer::close`], when what waited is committed.
     pub fn spawn(
         store: Arc<dyn Store>,
         handoff: Arc<dyn Handoff>,
@@ -90,6 +92,7 @@ impl Committer {
             background,
             accept_bytes: Arc::new(Semaphore::new(permits)),
             background_bytes: Arc::new(Semaphore::new(permits)),
+            closing: CancellationToken::new(),
             metrics: metrics.clone(),
         };
         let task = Task {
@@ -99,10 +102,18 @@ impl Committer {
             metrics,
             accepts: Source::new(accept_queue),
             background: Source::new(background_queue),
+            closing: committer.closing.clone(),
         };
-        // Owner: app, which joins the handle at shutdown after dropping all senders.
+        // Owner: app, which joins the handle at shutdown.
         let handle = crate::task::spawn("committer", task.run());
         (committer, handle)
+    }
+
+    /// Takes no more; what waits is committed.
+    pub fn close(&self) {
+        self.accept_bytes.close();
+        self.background_bytes.close();
+        self.closing.cancel();
     }
 
     fn permits(unit: &Unit) -> u32 {
@@ -112,7 +123,10 @@ impl Committer {
     /// A request's unit: first in its COMMIT, refused when the intake is full.
     pub async fn accept(&self, unit: Unit) -> Result<Outcome, CommitError> {
         let permits = Self::permits(&unit);
-        let bytes = self.accept_bytes.clone().try_acquire_many_owned(permits).map_err(|_| CommitError::Overloaded)?;
+        let bytes = self.accept_bytes.clone().try_acquire_many_owned(permits).map_err(|error| match error {
+            TryAcquireError::Closed => CommitError::Stopping,
+            TryAcquireError::NoPermits => CommitError::Overloaded,
+        })?;
         self.metrics.intake_queue_bytes.add(i64::from(permits) * PERMIT_BYTES as i64);
         let result = Self::enqueue(&self.accepts, unit, bytes).await;
         self.metrics.intake_queue_bytes.sub(i64::from(permits) * PERMIT_BYTES as i64);
@@ -182,23 +196,26 @@ impl Marks for Committer {
 struct Source {
     queue: mpsc::UnboundedReceiver<Waiting>,
     head: VecDeque<Waiting>,
-    open: bool,
 }
 
 impl Source {
     fn new(queue: mpsc::UnboundedReceiver<Waiting>) -> Self {
-        Self { queue, head: VecDeque::new(), open: true }
+        Self { queue, head: VecDeque::new() }
     }
 
-    /// Waits until there is a head (false: closed and empty). Cancel-safe.
-    async fn ready(&mut self) -> bool {
-        if self.head.is_empty() && self.open {
+    /// Waits until there is a head. Cancel-safe. The task outlives the last sender only
+    /// while it closes.
+    async fn ready(&mut self) {
+        if self.head.is_empty() {
             match self.queue.recv().await {
                 Some(waiting) => self.head.push_back(waiting),
-                None => self.open = false,
+                None => std::future::pending().await,
             }
         }
-        !self.head.is_empty()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.head.is_empty() && self.queue.is_empty()
     }
 
     /// Moves units into `batch` while they fit into `room`; a unit larger than the
@@ -230,19 +247,21 @@ struct Task {
     metrics: Arc<Metrics>,
     accepts: Source,
     background: Source,
+    closing: CancellationToken,
 }
 
 impl Task {
     async fn run(mut self) {
         loop {
-            let any = tokio::select! {
+            tokio::select! {
                 biased;
-                ready = self.accepts.ready(), if self.accepts.open || !self.accepts.head.is_empty() => ready,
-                ready = self.background.ready(), if self.background.open || !self.background.head.is_empty() => ready,
-                else => return,
-            };
-            if !any {
-                continue;
+                () = self.accepts.ready() => {}
+                () = self.background.ready() => {}
+                () = self.closing.cancelled() => {
+                    if self.accepts.is_empty() && self.background.is_empty() {
+                        return;
+                    }
+                }
             }
             let mut batch = Vec::new();
             let mut used = 0;

@@ -1,0 +1,98 @@
+//! The runner's view of the store, answered by the use cases.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::{Claimed, ControlError, Directive, JobControl, Sample};
+use crate::domain::Id;
+use crate::domain::factory::Cause;
+use crate::domain::job::{JobError, Report, RunnerKind};
+use crate::service::{self, EventService, SamplesReport, ServiceError};
+
+/// Calls the use cases in this process.
+pub struct ServiceControl(pub Arc<EventService>);
+
+impl From<ServiceError> for ControlError {
+    fn from(error: ServiceError) -> Self {
+        match error {
+            ServiceError::Overloaded
+            | ServiceError::Unavailable(_)
+            | ServiceError::OutcomeUnknown(_)
+            | ServiceError::Stopping => Self::Unavailable(error.to_string()),
+            refused => Self::Refused(refused.to_string()),
+        }
+    }
+}
+
+impl From<service::Directive> for Directive {
+    fn from(directive: service::Directive) -> Self {
+        Self { cancel: directive.cancel, gone: false }
+    }
+}
+
+fn ms(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[async_trait]
+impl JobControl for ServiceControl {
+    async fn claim(
+        &self,
+        kind: RunnerKind,
+        claimant: &str,
+        agents: &[Arc<str>],
+        max: usize,
+        lease: Duration,
+    ) -> Result<Vec<Claimed>, ControlError> {
+        let max = u32::try_from(max).unwrap_or(u32::MAX);
+        let jobs = self.0.claim(kind, agents, &claimant.into(), max, ms(lease), true).await?;
+        Ok(jobs.iter().map(Claimed::from).collect())
+    }
+
+    async fn heartbeat(
+        &self,
+        job: Id,
+        attempt: u32,
+        claimant: &str,
+        lease: Duration,
+    ) -> Result<Directive, ControlError> {
+        Ok(self.0.heartbeat(job, attempt, &claimant.into(), Some(ms(lease))).await?.into())
+    }
+
+    async fn report(&self, job: Id, attempt: u32, claimant: &str, report: Report) -> Result<Directive, ControlError> {
+        Ok(self.0.report(job, attempt, &claimant.into(), report, &Cause::root()).await?.into())
+    }
+
+    async fn samples(
+        &self,
+        job: Id,
+        attempt: u32,
+        claimant: &str,
+        samples: Vec<Sample>,
+    ) -> Result<Directive, ControlError> {
+        let samples = samples
+            .into_iter()
+            .map(|sample| service::Sample {
+                host: sample.host,
+                sample_timestamp: sample.sample_timestamp,
+                sample_interval_seconds: sample.sample_interval_seconds,
+                metrics: sample.metrics,
+            })
+            .collect();
+        let report = SamplesReport { attempt, samples };
+        Ok(self.0.samples(job, &claimant.into(), report, &Cause::root()).await?.into())
+    }
+
+    async fn orphaned(&self, job: Id, attempt: u32, claimant: &str) -> Result<(), ControlError> {
+        let error = JobError {
+            code: "runner_lost".into(),
+            message: "the gateway that ran it ended without a word; its processes were ended at the next start".into(),
+            retriable: true,
+            exit_code: None,
+            stack_trace: None,
+        };
+        self.report(job, attempt, claimant, Report::Failed { error, counted: false }).await.map(|_| ())
+    }
+}
