@@ -25,7 +25,7 @@ const READERS: u32 = 3;
 const BUSY: Duration = Duration::from_secs(2);
 
 fn record_id(partition: i64, offset: i64) -> i64 {
-    partition << OFFSET_BITS | offset
+    (partition << OFFSET_BITS) + offset
 }
 
 fn offset_of(id: i64) -> i64 {
@@ -181,10 +181,6 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub fn is_open(&self) -> bool {
-        self.connection.is_some()
-    }
-
     async fn connection(&mut self) -> Result<&mut SqliteConnection, sqlx::Error> {
         if self.connection.is_none() {
             self.connection = Some(self.options.connect().await?);

@@ -74,6 +74,16 @@ struct Handed {
     message: Arc<Message>,
 }
 
+/// What a member takes messages on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    pub now: Instant,
+    /// The most it may have in its hands.
+    pub prefetch: usize,
+    /// Work queues: when a message is owed again.
+    pub ack_wait: Duration,
+}
+
 /// A message given to a member.
 #[derive(Debug)]
 pub(super) struct Taken {
@@ -197,15 +207,14 @@ impl Group {
 
     /// Up to `max` messages for this member, never more than `prefetch` in its hands; and
     /// the cursors that only passed over messages, whose standing changed without an ack.
-    pub fn take(&self, member: Member, max: usize, prefetch: usize, ack_wait: Duration) -> (Vec<Taken>, Vec<usize>) {
+    pub fn take(&self, member: Member, max: usize, terms: Terms) -> (Vec<Taken>, Vec<usize>) {
         let mut state = self.state.lock();
         let state = &mut *state;
-        let now = Instant::now();
         if self.mode == Mode::WorkQueue {
-            state.expire(now);
+            state.expire(terms.now);
         }
-        let deadline = (self.mode == Mode::WorkQueue).then(|| now + ack_wait);
-        let room = max.min(prefetch.saturating_sub(state.held(member)));
+        let deadline = (self.mode == Mode::WorkQueue).then(|| terms.now + terms.ack_wait);
+        let room = max.min(terms.prefetch.saturating_sub(state.held(member)));
         let mut taken = Vec::new();
         let mut passed = Vec::new();
         let count = state.cursors.len();
@@ -398,3 +407,6 @@ impl Cursor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

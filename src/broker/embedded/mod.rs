@@ -106,6 +106,7 @@ impl Embedded {
             ack_interval: topology.limits.ack_interval,
             held: VecDeque::new(),
             held_bytes: 0,
+            doubtful: false,
         };
         tasks.spawn(task.run(queue, engine.closing.clone()));
         let embedded = Self { engine: engine.clone(), tasks };

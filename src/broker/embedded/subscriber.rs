@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::engine::{CLOSED, Engine};
-use super::group::{Group, Member, Missing, Mode, Start};
+use super::group::{Group, Member, Missing, Mode, Start, Terms};
 use super::topology::Reads;
 use crate::broker::{AckToken, Delivery, Inbound, Source, Subscriber, Subscription, SubscriptionLost};
 use crate::domain::Broker;
@@ -105,7 +105,8 @@ impl EmbeddedInbound {
     }
 
     fn take(&mut self, max: usize) -> Vec<Delivery> {
-        let (taken, passed) = self.group.take(self.member, max, self.prefetch, self.ack_wait);
+        let terms = Terms { now: Instant::now(), prefetch: self.prefetch, ack_wait: self.ack_wait };
+        let (taken, passed) = self.group.take(self.member, max, terms);
         if !self.private {
             for cursor in passed {
                 self.engine.changed.mark(&self.group, cursor);

@@ -83,6 +83,8 @@ pub(super) struct WriterTask {
     /// What is in memory, oldest first: partition slot and size.
     pub held: VecDeque<(usize, usize)>,
     pub held_bytes: usize,
+    /// A write failed: memory may not agree with the file.
+    pub doubtful: bool,
 }
 
 /// What one transaction takes.
@@ -204,7 +206,9 @@ impl WriterTask {
 
     /// The offset of each record, in the order given.
     async fn try_write(&mut self, batch: &Batch, positions: bool) -> Result<Vec<i64>, String> {
-        self.reopen().await.map_err(|why| why.to_string())?;
+        if self.doubtful {
+            self.recover().await.map_err(|why| why.to_string())?;
+        }
 
         let time = Timestamp::now();
         let mut ends: Vec<Option<i64>> = vec![None; self.partitions.len()];
@@ -255,6 +259,7 @@ impl WriterTask {
             for (group, cursor) in changed {
                 self.changed.mark(&group, cursor);
             }
+            self.doubtful = true;
             return Err(why.to_string());
         }
         self.show(messages);
@@ -284,12 +289,9 @@ impl WriterTask {
         }
     }
 
-    /// After a failed write: opens the file again and believes what it says, since a
-    /// COMMIT that failed to answer may have happened.
-    async fn reopen(&mut self) -> Result<(), sqlx::Error> {
-        if self.writer.is_open() {
-            return Ok(());
-        }
+    /// After a failed write: believes what the file says, since a COMMIT that failed to
+    /// answer may have happened.
+    async fn recover(&mut self) -> Result<(), sqlx::Error> {
         let mut ends = Vec::with_capacity(self.partitions.len());
         for partition in self.partitions.iter() {
             ends.push(self.writer.extent(partition.id).await?.1);
@@ -300,7 +302,7 @@ impl WriterTask {
             partition.reset(end);
             partition.wake_readers();
         }
-        tracing::info!("the embedded brokers' file is open again");
+        self.doubtful = false;
         Ok(())
     }
 }

@@ -1,4 +1,10 @@
-//! The embedded brokers' fixtures.
+//! The embedded brokers: their fixtures, and what only they promise.
+
+mod durability;
+mod failure;
+mod reading;
+mod retention;
+mod routing;
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -9,10 +15,12 @@ use event_gateway::broker::embedded::{Embedded, EmbeddedTopology, Exchange, Rete
 use event_gateway::broker::{Publisher, Source, Subscriber, Subscription};
 use event_gateway::domain::Broker;
 use event_gateway::domain::catalogue::Route;
-use sqlx::Connection;
+use sqlx::{Connection, SqliteConnection};
 
 use crate::fixture::{Fixture, Live, TellsRedelivery, outgoing, publish};
 use crate::suite::contract;
+
+const FILE: &str = "brokers.db";
 
 /// What differs from face to face.
 pub trait Face: Send + Sync + 'static {
@@ -25,7 +33,7 @@ pub struct Rabbitmq;
 pub struct Kafka;
 pub struct Nats;
 
-fn route(broker: Broker, target: &str, key: &str) -> Route {
+pub fn route(broker: Broker, target: &str, key: &str) -> Route {
     Route { broker, target: target.into(), key: key.into(), optional: false }
 }
 
@@ -69,35 +77,59 @@ impl Face for Nats {
 }
 
 pub struct Fresh<F> {
-    directory: tempfile::TempDir,
-    topology: EmbeddedTopology,
-    embedded: Embedded,
+    pub directory: tempfile::TempDir,
+    pub topology: EmbeddedTopology,
+    pub embedded: Embedded,
     face: PhantomData<F>,
 }
 
-fn consumer(name: &str, source: Source) -> Subscription {
+pub fn consumer(name: &str, source: Source) -> Subscription {
     Subscription { consumer: name.into(), source, prefetch: 256, ack_wait: Duration::from_secs(30) }
 }
 
+pub fn topology<F: Face>(consumers: &[&str]) -> EmbeddedTopology {
+    let retention = Retention::default();
+    EmbeddedTopology {
+        exchanges: vec![
+            Exchange { name: "job.events".into(), retention },
+            Exchange { name: "metrics".into(), retention },
+        ],
+        topics: vec![Topic { name: "job-lifecycle".into(), partitions: 4, retention }],
+        streams: vec![Stream { name: "COMMANDS".into(), subjects: vec!["commands.>".into()], retention }],
+        consumers: consumers.iter().map(|name| consumer(name, F::source(name))).collect(),
+        ..EmbeddedTopology::default()
+    }
+}
+
 impl<F: Face> Fresh<F> {
-    async fn open(directory: tempfile::TempDir, topology: EmbeddedTopology) -> Self {
-        let embedded = Embedded::open(&directory.path().join("brokers.db"), topology.clone()).await.unwrap();
+    pub async fn open(directory: tempfile::TempDir, topology: EmbeddedTopology) -> Self {
+        let embedded = Embedded::open(&directory.path().join(FILE), topology.clone()).await.unwrap();
         Self { directory, topology, embedded, face: PhantomData }
+    }
+
+    pub async fn with(topology: EmbeddedTopology) -> Self {
+        Self::open(tempfile::tempdir().unwrap(), topology).await
+    }
+
+    /// A connection of somebody else's to the file.
+    pub async fn intruder(&self) -> SqliteConnection {
+        SqliteConnection::connect(self.directory.path().join(FILE).to_str().unwrap()).await.unwrap()
+    }
+
+    /// What a process killed now would leave behind, opened.
+    pub async fn killed(&self) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        for file in [FILE, "brokers.db-wal"] {
+            std::fs::copy(self.directory.path().join(file), directory.path().join(file)).unwrap();
+        }
+        Self::open(directory, self.topology.clone()).await
     }
 }
 
 #[async_trait]
 impl<F: Face> Fixture for Fresh<F> {
     async fn start(consumers: &[&str]) -> Self {
-        let retention = Retention::default();
-        let topology = EmbeddedTopology {
-            exchanges: vec![Exchange { name: "job.events".into(), retention }],
-            topics: vec![Topic { name: "job-lifecycle".into(), partitions: 4, retention }],
-            streams: vec![Stream { name: "COMMANDS".into(), subjects: vec!["commands.>".into()], retention }],
-            consumers: consumers.iter().map(|name| consumer(name, F::source(name))).collect(),
-            ..EmbeddedTopology::default()
-        };
-        Self::open(tempfile::tempdir().unwrap(), topology).await
+        Self::with(topology::<F>(consumers)).await
     }
 
     async fn restart(self) -> Self {
@@ -129,8 +161,7 @@ impl<F: Face> Fixture for Fresh<F> {
     async fn publish_unreadable(self, key: &str, body: &'static [u8]) -> Self {
         let position = publish(&*self.publisher(), &[outgoing(&self, key, 0)]).await.remove(0);
         self.embedded.shutdown().await;
-        let path = self.directory.path().join("brokers.db");
-        let mut connection = sqlx::SqliteConnection::connect(path.to_str().unwrap()).await.unwrap();
+        let mut connection = self.intruder().await;
         let changed = sqlx::query(
             "UPDATE records SET headers = '{\"event_id\": 3}', body = ? WHERE \"offset\" = ? AND partition_id = \
              (SELECT id FROM partitions WHERE log = ? AND partition = ?)",
