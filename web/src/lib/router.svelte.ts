@@ -1,22 +1,6 @@
 /** The URL is the state of the page: what is shown is a function of path and query. */
 
-export type Route =
-  | { name: "jobs" }
-  | { name: "job"; id: string }
-  | { name: "deliveries" }
-  | { name: "settings" }
-  | { name: "unknown" };
-
-export function parse(pathname: string): Route {
-  const parts = pathname.split("/").filter(Boolean).map(decodeURIComponent);
-  const [first, second] = parts;
-  if (parts.length === 0 || (first === "jobs" && parts.length === 1)) return { name: "jobs" };
-  if (first === "jobs" && second !== undefined && parts.length === 2)
-    return { name: "job", id: second };
-  if (first === "deliveries" && parts.length === 1) return { name: "deliveries" };
-  if (first === "settings" && parts.length === 1) return { name: "settings" };
-  return { name: "unknown" };
-}
+import { parse, type Route } from "./routes";
 
 class Router {
   path = $state(window.location.pathname);

@@ -51,7 +51,7 @@ export function plots(samples: Sample[]): Plot[] {
     {
       key: "io",
       title: "Input and output",
-      unit: "Mb/s",
+      unit: "MB/s",
       scale: 1,
       lines: IO.filter((l, n) => (n < 2 ? known(l) : used(l))),
     },

@@ -49,7 +49,7 @@ export class JobView {
       update: (u) => this.#update(u),
       telemetry: (t) => this.#telemetry(t),
       gap: (g) => this.#gap(g),
-      caughtUp: () => this.#poll.now(),
+      caughtUp: () => this.#caughtUp(),
     });
     this.#poll = poll(
       () => (live.state === "live" || (this.job !== null && !isOpen(this.job)) ? null : POLL_MS),
@@ -162,6 +162,13 @@ export class JobView {
     this.changes += 1;
     if (this.samplesRead && live.state !== "live") void this.readSamples();
     return job && events;
+  }
+
+  /** The line has brought every missed event. What it does not repeat is read: row and samples. */
+  #caughtUp(): void {
+    this.changes += 1;
+    void this.#readJob();
+    if (this.samplesRead) void this.readSamples();
   }
 
   #update(update: JobUpdate): void {

@@ -21,18 +21,27 @@ export interface ParamField {
 
 type Schema = Record<string, unknown>;
 
-/** The fields of an object schema in its own order; anything a form cannot show becomes JSON text. */
+/**
+ * The fields of an object schema by `x-order`, else in its own order (JSON objects promise none);
+ * anything a form cannot show becomes JSON text.
+ */
 export function fieldsOf(schema: unknown, path: string[] = []): ParamField[] {
   if (!isObject(schema)) return [];
   const properties = isObject(schema["properties"]) ? schema["properties"] : {};
   const required = Array.isArray(schema["required"]) ? schema["required"] : [];
-  return Object.entries(properties).flatMap(([name, value]) => {
-    const property = isObject(value) ? value : {};
+  const ordered = Object.entries(properties)
+    .map(([name, value]) => ({ name, property: isObject(value) ? value : {} }))
+    .sort((a, b) => placeOf(a.property) - placeOf(b.property));
+  return ordered.flatMap(({ name, property }) => {
     const here = [...path, name];
     if (typeOf(property) === "object" && isObject(property["properties"]))
       return fieldsOf(property, here);
     return [fieldOf(property, here, required.includes(name))];
   });
+}
+
+function placeOf(property: Schema): number {
+  return number(property["x-order"]) ?? Number.MAX_SAFE_INTEGER;
 }
 
 function fieldOf(schema: Schema, path: string[], required: boolean): ParamField {

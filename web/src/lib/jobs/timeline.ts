@@ -198,7 +198,7 @@ function statusLine(p: Record<string, unknown>): string {
     return typeof progress === "number" ? `Progress ${percent(progress)}` : "Progress";
   if (to === "RUNNING") return "Started";
   if (to === "QUEUED") return p["previous_status"] === "FAILED" ? "Queued again" : "Queued";
-  return `Status ${to.toLowerCase()}`;
+  return `Status: ${to.toLowerCase()}`;
 }
 
 /** What an event adds beyond its headline, where that is worth a second line. */

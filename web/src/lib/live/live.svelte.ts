@@ -80,7 +80,7 @@ class Live {
       auth: (give) => give({ token: this.#token }),
       reconnectionDelay: 300,
       reconnectionDelayMax: 5_000,
-      timeout: 10_000,
+      timeout: 6_000,
       forceNew: true,
     });
     this.#socket = socket;
