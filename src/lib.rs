@@ -7,6 +7,8 @@ pub mod agents;
 pub mod app;
 pub mod auth;
 pub mod broker;
+pub mod cli;
+pub mod client;
 pub mod config;
 pub mod consumer;
 pub mod domain;

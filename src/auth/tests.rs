@@ -258,7 +258,7 @@ impl Provider {
         };
         let app = axum::Router::new().route("/keys", axum::routing::get(answer)).with_state(provider.clone());
         // Ends with the test's runtime.
-        tokio::spawn(async move { axum::serve(listener, app).await });
+        crate::task::spawn("identity provider", async move { axum::serve(listener, app).await });
         provider
     }
 
