@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use rand::TryRngCore;
@@ -25,7 +25,7 @@ fn read_or_create(data_dir: &Path, path: &Path) -> io::Result<String> {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    fs::create_dir_all(data_dir)?;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir)?;
     let mut bytes = [0; BYTES];
     rand::rngs::OsRng.try_fill_bytes(&mut bytes).map_err(io::Error::other)?;
     let secret = hex::encode(bytes);

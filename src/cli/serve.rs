@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::Global;
 use super::exit::{Failure, Outcome};
+use crate::app::StartError;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -30,5 +31,10 @@ pub fn run(serve: Serve, mut global: Global) -> Outcome {
     global.set.extend(serve.data_dir.map(|dir| format!("data.dir={}", dir.display())));
     let config = global.load()?.config;
     crate::telemetry::init(&config.log).map_err(|error| Failure::configuration(error.to_string()))?;
-    super::block_on(async { Err(Failure::failed("serve is not wired yet")) })
+    super::block_on(async {
+        crate::app::serve(config).await.map_err(|error| match error {
+            StartError::Catalogue(_) | StartError::Config(_) => Failure::configuration(error.to_string()),
+            other => Failure::failed(other.to_string()),
+        })
+    })
 }
