@@ -18,9 +18,9 @@ pub(super) const SUBMIT_SUBJECT: &str = "commands.job.submit.process";
 pub(super) const CANCEL_STREAM: &str = "COMMANDS_JOB_CANCEL";
 pub(super) const CANCEL_SUBJECT: &str = "commands.job.cancel";
 /// Few, so that other instances are woken too.
-const PREFETCH: usize = 32;
+const PREFETCH: usize = 64;
 /// Well above the time of a claim.
-const ACK_WAIT: Duration = Duration::from_secs(60);
+const ACK_WAIT: Duration = Duration::from_secs(30);
 
 /// There may be work. The answer is how many jobs the claim that followed brought.
 pub(super) struct Wake {

@@ -28,7 +28,9 @@ impl From<ServiceError> for ControlError {
 
 impl From<service::Directive> for Directive {
     fn from(directive: service::Directive) -> Self {
-        Self { cancel: directive.cancel, gone: false }
+        // Calls about an attempt that has ended change nothing and are no error: that it has
+        // no lease any more tells.
+        Self { cancel: directive.cancel, gone: directive.lease_until.is_none() }
     }
 }
 
@@ -62,7 +64,10 @@ impl JobControl for ServiceControl {
     }
 
     async fn report(&self, job: Id, attempt: u32, claimant: &str, report: Report) -> Result<Directive, ControlError> {
-        Ok(self.0.report(job, attempt, &claimant.into(), report, &Cause::root()).await?.into())
+        let last = !matches!(report, Report::Running { .. });
+        let directive: Directive = self.0.report(job, attempt, &claimant.into(), report, &Cause::root()).await?.into();
+        // The last word itself ends the lease.
+        Ok(Directive { gone: directive.gone && !last, ..directive })
     }
 
     async fn samples(
@@ -72,15 +77,6 @@ impl JobControl for ServiceControl {
         claimant: &str,
         samples: Vec<Sample>,
     ) -> Result<Directive, ControlError> {
-        let samples = samples
-            .into_iter()
-            .map(|sample| service::Sample {
-                host: sample.host,
-                sample_timestamp: sample.sample_timestamp,
-                sample_interval_seconds: sample.sample_interval_seconds,
-                metrics: sample.metrics,
-            })
-            .collect();
         let report = SamplesReport { attempt, samples };
         Ok(self.0.samples(job, &claimant.into(), report, &Cause::root()).await?.into())
     }

@@ -6,8 +6,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use nix::libc;
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use serde::Deserialize;
 
 /// Name of the file in the datasets directory that describes its datasets.
 pub const CATALOGUE_FILE: &str = "catalogue.toml";
@@ -22,7 +21,7 @@ const MAX_DEPTH: usize = 8;
 const MAX_CATALOGUE_BYTES: u64 = 1 << 20;
 
 /// A dataset an agent can read.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dataset {
     /// Path below the datasets directory, with `/`.
     pub id: String,
@@ -175,7 +174,10 @@ fn walk(directory: &Path, prefix: &str, depth: usize, ids: &mut Vec<String>) -> 
         // Links are not descended into (they may form a circle), but a link to a file counts.
         let kind = entry.file_type()?;
         if kind.is_dir() && depth < MAX_DEPTH {
-            walk(&entry.path(), &format!("{id}/"), depth + 1, ids)?;
+            // One that may not be read must not hide the others.
+            if let Err(error) = walk(&entry.path(), &format!("{id}/"), depth + 1, ids) {
+                tracing::warn!(path = %entry.path().display(), %error, "cannot list a directory of datasets");
+            }
         } else if kind.is_file() || (kind.is_symlink() && entry.path().is_file()) {
             ids.push(id);
         }

@@ -17,6 +17,9 @@
 //! `GATEWAY_OUTPUT_DIR` repeat three of its fields for shell scripts. `GATEWAY_RUN_ID` marks
 //! the processes of a run: children should keep it.
 //!
+//! It starts in a session of its own, yields to the gateway (niceness 5), can gain no rights
+//! (no setuid programs), writes no core dumps, and has the configured memory limit, if any.
+//!
 //! **Job file**: JSON `{job_id, attempt, agent, dataset_id, dataset_path, params,
 //! resource_request, output_dir, wall_time_seconds}`. Fields may be added.
 //!
@@ -51,6 +54,8 @@ mod report;
 mod rundir;
 mod sample;
 mod spawn;
+#[cfg(test)]
+mod tests;
 pub mod worker;
 
 use std::sync::Arc;
@@ -62,11 +67,11 @@ use serde_json::value::RawValue;
 use crate::domain::Id;
 use crate::domain::job::{Job, Report, ResourceRequest, RunnerKind};
 
+pub use crate::service::Sample;
 pub use options::{OptionError, RunnerOptions};
-pub use sample::Sample;
 pub use worker::{Runner, RunnerError, RunnerHandle};
 
-/// What a runner needs of the store; the service implements it. Every call may be made
+/// What a runner needs of the store; `control` gives it for the service. Every call may be made
 /// again after an error or a time-out: implementations treat repeats as such.
 #[async_trait]
 pub trait JobControl: Send + Sync + 'static {

@@ -128,7 +128,7 @@ impl Executor {
         let (job, argv) = (job.clone(), argv.clone());
         let (root, work_dir) = (self.options.datasets_dir.clone(), self.work_dir.clone());
         let memory_limit_bytes = self.options.memory_limit_bytes;
-        let (boot_id, claimant) = (self.boot_id.clone(), self.claimant.to_string());
+        let (boot_id, claimant) = (self.boot_id.clone(), self.claimant.clone());
         let prepared = spawn_blocking(move || {
             let dataset = datasets::resolve(&root, &job.dataset_id)
                 .map_err(|error| job_error("bad_dataset", error.to_string(), error.is_retriable()))?;
@@ -221,7 +221,7 @@ impl Executor {
             run_id,
             job_id: job.job_id,
             attempt: job.attempt,
-            claimant: self.claimant.to_string(),
+            claimant: self.claimant.clone(),
             boot_id: self.boot_id.clone(),
             leader: Some(child.identity()),
         };

@@ -12,9 +12,10 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{ControlError, Directive, JobControl, Sample};
+use super::{ControlError, Directive, JobControl};
 use crate::domain::Id;
 use crate::domain::job::Report;
+use crate::service::Sample;
 
 /// Progress is passed on at most four times a second.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
@@ -169,7 +170,7 @@ impl Reporter {
         }
     }
 
-    /// Passes on progress and samples as they come, until [`Reporter::close`]; then what
+    /// Passes on progress and samples as they come (what is refused is dropped), until [`Reporter::close`]; then what
     /// samples are left, as far as the store takes them.
     pub async fn updates(&self) {
         let mut progress_due = Instant::now();
@@ -200,9 +201,10 @@ impl Reporter {
                     backoff.reset();
                     self.obey(directive);
                 }
+                // Whether the attempt is still ours the next heartbeat tells.
                 Err(ControlError::Refused(reason)) => {
-                    self.want(Wanted::Abandon, &reason);
-                    return;
+                    tracing::info!(job = %self.job, attempt = self.attempt, %reason, "an update of a run was refused");
+                    self.news.notify_one();
                 }
                 // The last word tries once more.
                 Err(_) if closing => return,
@@ -223,10 +225,8 @@ impl Reporter {
     pub async fn settle(&self, report: Report) -> Settled {
         let mut backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MAX);
         loop {
-            if !self.outbox.lock().samples.is_empty() {
-                // Best effort: the end of a job does not wait for its figures.
-                let _ = self.send_samples().await;
-            }
+            // Before the end, or they would be late; but the end does not wait for them.
+            while !self.outbox.lock().samples.is_empty() && self.send_samples().await.is_ok() {}
             let call = self.control.report(self.job, self.attempt, &self.claimant, report.clone());
             match within(CALL_TIMEOUT, call).await {
                 Ok(directive) if directive.gone => return Settled::Refused,
@@ -251,7 +251,7 @@ impl Reporter {
         };
         let report = Report::Running { progress: Some(progress), reason, external_job_id: None };
         let sent = within(CALL_TIMEOUT, self.control.report(self.job, self.attempt, &self.claimant, report)).await;
-        if sent.is_err() {
+        if sent.as_ref().is_err_and(ControlError::is_retriable) {
             self.outbox.lock().unsent = true;
         }
         sent
@@ -268,7 +268,7 @@ impl Reporter {
         };
         let count = samples.len() as u64;
         let sent = within(CALL_TIMEOUT, self.control.samples(self.job, self.attempt, &self.claimant, samples)).await;
-        if sent.is_ok() {
+        if !sent.as_ref().is_err_and(ControlError::is_retriable) {
             let mut outbox = self.outbox.lock();
             // Some may have made room meanwhile.
             let left = (first + count).saturating_sub(outbox.taken);

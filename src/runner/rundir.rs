@@ -10,6 +10,7 @@ use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -43,7 +44,7 @@ pub(super) struct Record {
     pub run_id: Id,
     pub job_id: Id,
     pub attempt: u32,
-    pub claimant: String,
+    pub claimant: Arc<str>,
     pub boot_id: String,
     /// `None` until it is started. The leader of its group and session.
     pub leader: Option<Identity>,
@@ -123,20 +124,18 @@ impl WorkDir {
         let Some(before) = SystemTime::now().checked_sub(keep) else { return Ok(0) };
         let mut removed = 0;
         for job in fs::read_dir(&self.root)? {
-            let job = job?;
-            let Some(id) = job.file_name().to_str().and_then(|name| name.parse::<Id>().ok()) else { continue };
-            if busy.contains(&id) || !job.file_type()?.is_dir() {
+            let job = job?.path();
+            let id = job.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<Id>().ok());
+            if id.is_none_or(|id| busy.contains(&id)) {
                 continue;
             }
-            for run in fs::read_dir(job.path())? {
-                let run = run?;
-                if newest(&run.path())? < before {
-                    fs::remove_dir_all(run.path())?;
-                    removed += 1;
+            // One that cannot be removed must not keep the others.
+            match prune_job(&job, before) {
+                Ok(runs) => removed += runs,
+                Err(error) => {
+                    tracing::warn!(path = %job.display(), %error, "cannot remove the directories of a job's runs");
                 }
             }
-            // Only when it is empty now.
-            let _ = fs::remove_dir(job.path());
         }
         Ok(removed)
     }
@@ -156,6 +155,21 @@ impl RunDir {
     pub fn tidy(&self) {
         let _ = fs::remove_dir_all(&self.tmp);
     }
+}
+
+/// Removes the runs of a job that were last changed before a time; how many.
+fn prune_job(job: &Path, before: SystemTime) -> io::Result<usize> {
+    let mut removed = 0;
+    for run in fs::read_dir(job)? {
+        let run = run?.path();
+        if newest(&run)? < before {
+            fs::remove_dir_all(&run)?;
+            removed += 1;
+        }
+    }
+    // Only when it is empty now.
+    let _ = fs::remove_dir(job);
+    Ok(removed)
 }
 
 /// When a run's directory or its output or log was last changed.

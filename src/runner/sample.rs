@@ -1,4 +1,12 @@
 //! What a run uses: measured from `/proc` for the whole process family.
+//!
+//! Rates are means over the interval, memory is that at its end; MB and GB are powers of ten.
+//! - CPU: percent of the cores the job was given (those it asked for, as far as the machine
+//!   has them); more than 100 when it uses others too.
+//! - Memory: resident; pages that processes share count in each.
+//! - Disk throughput: what really came from or went to storage. Operations: read and write
+//!   calls, from cache too; the kernel counts no others per process.
+//! - GPU and network: 0, nobody measures them.
 
 use std::time::Duration;
 
@@ -9,24 +17,7 @@ use super::family::{Family, Search};
 use super::spawn::{Exit, IoCounts};
 use crate::domain::Timestamp;
 use crate::domain::payload::{JobMetrics, ResultMetrics};
-
-/// One measurement: the payload of `job.metrics.recorded` but for its job.
-///
-/// Rates are means over the interval, memory is that at its end; MB and GB are powers of ten.
-/// - CPU: percent of the cores the job was given (those it asked for, as far as the machine
-///   has them); more than 100 when it uses others too.
-/// - Memory: resident; pages that processes share count in each.
-/// - Disk throughput: what really came from or went to storage. Operations: read and write
-///   calls, from cache too; the kernel counts no others per process.
-/// - GPU and network: 0, nobody measures them.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sample {
-    pub host: Option<String>,
-    /// The end of the interval.
-    pub sample_timestamp: Timestamp,
-    pub sample_interval_seconds: f64,
-    pub metrics: JobMetrics,
-}
+use crate::service::Sample;
 
 /// Before the first interval is over memory is looked at now and then, so that short runs
 /// have a figure too.

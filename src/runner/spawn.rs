@@ -7,11 +7,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
+use parking_lot::Mutex;
 use procfs::process::Process;
 use rustix::process::{PidfdFlags, pidfd_open};
 use tokio::io::Interest;
@@ -40,13 +42,11 @@ pub(super) struct Program {
     pub memory_limit_bytes: Option<u64>,
 }
 
-/// A started child. Dropping it unreaped kills it with its group.
+/// A started child. Dropping it unreaped kills it with its family.
 #[derive(Debug)]
 pub(super) struct Child {
-    family: Family,
-    leader: Identity,
+    process: KillOnDrop,
     pidfd: AsyncFd<OwnedFd>,
-    reaped: bool,
 }
 
 /// How a child ended and what it used.
@@ -79,45 +79,19 @@ impl IoCounts {
 pub(super) async fn spawn(program: Program, run_id: Id) -> io::Result<(Child, Receiver, Receiver)> {
     // fork and exec take a while in a large process.
     let started = spawn_blocking(move || start(program, run_id)).await.map_err(io::Error::other)??;
-    let Started { mut guard, pidfd, stdout, stderr } = started;
+    let Started { process, pidfd, stdout, stderr } = started;
     // SAFETY: the descriptor is owned by the AsyncFd from here on and never replaced.
     let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE)? };
-    let child = Child { pidfd, leader: guard.leader, family: guard.family(), reaped: false };
-    guard.disarm();
-    Ok((child, Receiver::from_owned_fd(stdout)?, Receiver::from_owned_fd(stderr)?))
+    let (stdout, stderr) = (Receiver::from_owned_fd(stdout)?, Receiver::from_owned_fd(stderr)?);
+    Ok((Child { process, pidfd }, stdout, stderr))
 }
 
 /// Between fork and the finished [`Child`].
 struct Started {
-    guard: Guard,
+    process: KillOnDrop,
     pidfd: OwnedFd,
     stdout: OwnedFd,
     stderr: OwnedFd,
-}
-
-/// Kills and reaps a child that nobody watches yet.
-struct Guard {
-    leader: Identity,
-    run_id: Id,
-    armed: bool,
-}
-
-impl Guard {
-    fn family(&self) -> Family {
-        Family { run_id: self.run_id, leader: Some(self.leader) }
-    }
-
-    fn disarm(&mut self) {
-        self.armed = false;
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        if self.armed {
-            kill_and_reap(self.family(), self.leader.pid);
-        }
-    }
 }
 
 fn start(program: Program, run_id: Id) -> io::Result<Started> {
@@ -150,7 +124,9 @@ fn start(program: Program, run_id: Id) -> io::Result<Started> {
             return Err(error);
         }
     };
-    let guard = Guard { leader, run_id, armed: true };
+    // From now on we kill and reap it; dropping `child` does neither.
+    let family = Family { run_id, leader: Some(leader) };
+    let process = KillOnDrop(Arc::new(Owned { family, leader, reaped: Mutex::new(false) }));
     if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE_ADJ) {
         tracing::debug!(pid, %error, "cannot make a run the first to go when memory is out");
     }
@@ -159,8 +135,7 @@ fn start(program: Program, run_id: Id) -> io::Result<Started> {
     let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
         return Err(io::Error::other("the child has no output pipes"));
     };
-    // `child` is dropped here, which neither kills nor reaps it: from now on we do.
-    Ok(Started { guard, pidfd, stdout: stdout.into(), stderr: stderr.into() })
+    Ok(Started { process, pidfd, stdout: stdout.into(), stderr: stderr.into() })
 }
 
 /// What the child does to itself before it becomes the agent.
@@ -186,11 +161,11 @@ fn confine(memory_limit: Option<u64>) -> io::Result<()> {
 
 impl Child {
     pub fn identity(&self) -> Identity {
-        self.leader
+        self.process.0.leader
     }
 
     pub fn family(&self) -> &Family {
-        &self.family
+        &self.process.0.family
     }
 
     /// Waits until it has ended (it is not reaped yet). Cancel safe.
@@ -203,43 +178,77 @@ impl Child {
 
     /// Signals everything that belongs to it.
     pub async fn signal(&self, signal: Signal) {
-        let family = self.family.clone();
+        let process = self.process.0.clone();
         let _ = spawn_blocking(move || {
-            family.signal_group(signal);
+            process.signal(signal);
             if signal == Signal::SIGTERM {
                 // A stopped process would not see it.
-                family.signal_group(Signal::SIGCONT);
+                process.signal(Signal::SIGCONT);
             }
         })
         .await;
     }
 
     /// After [`Child::exited`]: kills what it left behind, then reaps it.
-    pub async fn reap(mut self) -> io::Result<Exit> {
-        let family = self.family.clone();
-        let leader = self.leader;
-        // Until it is reaped its number is not given to anybody else.
-        let exit = spawn_blocking(move || {
-            sweep(&family);
-            let io = Process::new(leader.pid).ok().as_ref().and_then(IoCounts::of);
-            wait(leader.pid).map(|(status, cpu_seconds)| Exit { status, cpu_seconds, io })
-        })
-        .await
-        .map_err(io::Error::other)??;
-        self.reaped = true;
-        Ok(exit)
+    pub async fn reap(self) -> io::Result<Exit> {
+        let process = self.process;
+        spawn_blocking(move || process.0.reap()).await.map_err(io::Error::other)?
     }
 }
 
-impl Drop for Child {
+/// A child of ours from fork until it is reaped.
+#[derive(Debug)]
+struct Owned {
+    family: Family,
+    leader: Identity,
+    /// Held while its number is used: as long as it is not reaped nobody else gets it.
+    reaped: Mutex<bool>,
+}
+
+impl Owned {
+    /// Signals everything that belongs to it, unless it is reaped. Blocking.
+    fn signal(&self, signal: Signal) {
+        let reaped = self.reaped.lock();
+        if !*reaped {
+            self.family.signal_group(signal);
+        }
+    }
+
+    /// Kills all that is left, then waits for the end of the leader. Blocking.
+    fn reap(&self) -> io::Result<Exit> {
+        sweep(&self.family);
+        let mut reaped = self.reaped.lock();
+        let io = Process::new(self.leader.pid).ok().as_ref().and_then(IoCounts::of);
+        let (status, cpu_seconds) = wait(self.leader.pid)?;
+        *reaped = true;
+        Ok(Exit { status, cpu_seconds, io })
+    }
+}
+
+/// Whoever holds it last ends the child.
+#[derive(Debug)]
+struct KillOnDrop(Arc<Owned>);
+
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        if !self.reaped {
-            kill_and_reap(self.family.clone(), self.leader.pid);
+        if *self.0.reaped.lock() {
+            return;
+        }
+        self.0.signal(Signal::SIGKILL);
+        let (process, pid) = (self.0.clone(), self.0.leader.pid);
+        // A thread: there may be no runtime any more, and a process can take its time to die.
+        let reaper = std::thread::Builder::new().name("reap".to_owned()).spawn(move || {
+            if let Err(error) = process.reap() {
+                tracing::debug!(pid, %error, "cannot reap a killed child");
+            }
+        });
+        if let Err(error) = reaper {
+            tracing::warn!(pid, %error, "cannot wait for a killed child; it stays a zombie");
         }
     }
 }
 
-/// Kills all members but the leader's zombie until none is left, within [`SWEEP`].
+/// Kills all living members until none is left, within [`SWEEP`].
 fn sweep(family: &Family) {
     let until = Instant::now() + SWEEP;
     while family.signal_each(Search::Marked, Signal::SIGKILL) > 0 {
@@ -248,19 +257,6 @@ fn sweep(family: &Family) {
             return;
         }
         std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// For a child whose owner is going away.
-fn kill_and_reap(family: Family, pid: i32) {
-    family.signal_group(Signal::SIGKILL);
-    // A thread: there may be no runtime any more, and a process can take its time to die.
-    let reaper = std::thread::Builder::new().name("reap".to_owned()).spawn(move || {
-        sweep(&family);
-        wait(pid)
-    });
-    if let Err(error) = reaper {
-        tracing::warn!(pid, %error, "cannot wait for a killed child; it stays a zombie");
     }
 }
 
