@@ -1,0 +1,208 @@
+//! SIGKILL at random moments under load: nothing that was answered is lost, nothing that
+//! was not committed appears, order holds per key, and every effect happens once.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use event_gateway::domain::Role;
+use parking_lot::Mutex;
+use rand::Rng;
+use serde_json::{Value, json};
+use sqlx::Row;
+
+use super::process::{Gateway, count, open, token};
+
+/// Jobs by idempotency key: the id once answered.
+type Jobs = Arc<Mutex<BTreeMap<String, Option<String>>>>;
+
+const CLIENTS: usize = 12;
+
+/// Posts jobs until the gateway is gone: first those whose answer never came, then new ones.
+async fn submit(url: String, token: String, jobs: Jobs, client: usize, round: usize) {
+    let http = reqwest::Client::builder().timeout(Duration::from_secs(10)).build().unwrap();
+    for n in 0.. {
+        let unanswered = {
+            let jobs = jobs.lock();
+            let mine = |key: &&String| key.starts_with(&format!("c{client}-"));
+            jobs.iter().filter(|(_, id)| id.is_none()).map(|(key, _)| key).find(mine).cloned()
+        };
+        let key = unanswered.unwrap_or_else(|| format!("c{client}-r{round}-{n}"));
+        jobs.lock().entry(key.clone()).or_insert(None);
+        let response = http
+            .post(format!("{url}/api/v1/jobs"))
+            .bearer_auth(&token)
+            .header("idempotency-key", &key)
+            .json(&json!({ "agent": "external", "dataset_id": "kill/test", "name": key }))
+            .send()
+            .await;
+        match response {
+            Ok(response) if response.status() == 201 => {
+                // The body may be cut off by the kill: the answer then counts as not given.
+                let Ok(job) = response.json::<Value>().await else { return };
+                let id = job["id"].as_str().unwrap().to_owned();
+                let before = jobs.lock().insert(key, Some(id.clone())).flatten();
+                assert!(before.is_none_or(|before| before == id), "one key, one job");
+            }
+            Ok(response) => panic!("{}: {}", response.status(), response.text().await.unwrap_or_default()),
+            Err(_) => return,
+        }
+    }
+}
+
+/// Claims and completes jobs until the gateway is gone.
+async fn work(url: String, token: String) {
+    let http = reqwest::Client::builder().timeout(Duration::from_secs(10)).build().unwrap();
+    loop {
+        let claim = http.post(format!("{url}/api/v1/worker/claim")).bearer_auth(&token).json(&json!({ "max": 20 }));
+        let Ok(response) = claim.send().await else { return };
+        let Ok(claimed) = response.json::<Value>().await else { return };
+        for job in claimed["items"].as_array().into_iter().flatten() {
+            for status in ["RUNNING", "COMPLETED"] {
+                let report = json!({ "attempt": job["attempt"], "status": status });
+                let call = http
+                    .post(format!("{url}/api/v1/jobs/{}/status", job["id"].as_str().unwrap()))
+                    .bearer_auth(&token)
+                    .json(&report);
+                if call.send().await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the load generator; every task is joined")]
+async fn load(gateway: &Gateway, jobs: &Jobs, round: usize) -> Vec<tokio::task::JoinHandle<()>> {
+    let mut tasks = Vec::new();
+    for client in 0..CLIENTS {
+        let token = token(&format!("user-{}", client % 5), Role::User);
+        tasks.push(tokio::spawn(submit(gateway.url.clone(), token, jobs.clone(), client, round)));
+    }
+    tasks.push(tokio::spawn(work(gateway.url.clone(), token("worker-1", Role::Worker))));
+    tasks
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_doubled_or_reordered_by_kills() {
+    let rounds: usize = std::env::var("KILL_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(6);
+    let dir = tempfile::tempdir().unwrap();
+    let jobs = Jobs::default();
+    for round in 0..rounds {
+        let gateway = Gateway::start(dir.path()).await;
+        let tasks = load(&gateway, &jobs, round).await;
+        let moment = rand::rng().random_range(100..1_200);
+        tokio::time::sleep(Duration::from_millis(moment)).await;
+        gateway.kill().await;
+        for task in tasks {
+            task.await.expect("clients see only good answers or none");
+        }
+    }
+    let last = Gateway::start(dir.path()).await;
+    settle(dir.path()).await;
+    assert!(last.stop().await, "TERM ends it well");
+    let answered: HashMap<String, String> =
+        jobs.lock().iter().filter_map(|(key, id)| Some((key.clone(), id.clone()?))).collect();
+    assert!(answered.len() > rounds * CLIENTS, "there was load: {} jobs", answered.len());
+    check(dir.path(), &answered).await;
+}
+
+const OPEN: &str = "SELECT (SELECT count(*) FROM legs WHERE state = 0) \
+     + (SELECT count(*) FROM events WHERE event_type IN ('job.completed', 'job.failed', 'job.cancelled') \
+        AND NOT EXISTS (SELECT 1 FROM inbox WHERE consumer = 'orchestrator' AND inbox.event_id = events.event_id)) \
+     + (SELECT count(*) FROM events WHERE event_type IN ('job.submitted', 'job.completed', 'job.failed', \
+        'job.cancelled') AND NOT EXISTS (SELECT 1 FROM inbox WHERE consumer = 'audit' \
+        AND inbox.event_id = events.event_id)) \
+     + (SELECT count(*) FROM events WHERE event_type IN ('job.submitted', 'job.completed', 'job.failed', \
+        'job.cancelled') AND NOT EXISTS (SELECT 1 FROM inbox WHERE consumer = 'metrics' \
+        AND inbox.event_id = events.event_id))";
+
+/// Waits until nothing is owed to a broker or a consumer.
+async fn settle(dir: &Path) {
+    let mut store = open(dir, "gateway.db").await;
+    let wait = async {
+        while count(&mut store, OPEN).await > 0 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), wait).await.expect("everything owed is delivered");
+}
+
+async fn check(dir: &Path, answered: &HashMap<String, String>) {
+    let mut store = open(dir, "gateway.db").await;
+    let rows = sqlx::query("SELECT id, name FROM jobs").fetch_all(&mut store).await.unwrap();
+    let stored: HashMap<String, String> = rows
+        .iter()
+        .map(|row| (row.get("name"), uuid::Uuid::from_slice(&row.get::<Vec<u8>, _>("id")).unwrap().to_string()))
+        .collect();
+    assert_eq!(stored.len(), rows.len(), "one job per idempotency key, however often it was sent");
+    for (key, id) in answered {
+        assert_eq!(stored.get(key), Some(id), "what was answered 201 is there");
+    }
+
+    // Numbers have no gaps.
+    let gaps = "SELECT count(*) FROM (SELECT 1 FROM events GROUP BY aggregate, aggregate_id \
+         HAVING min(sequence) <> 1 OR max(sequence) <> count(*))";
+    assert_eq!(count(&mut store, gaps).await, 0, "sequences");
+    let gaps = "SELECT count(*) FROM (SELECT 1 FROM events WHERE user_offset IS NOT NULL GROUP BY user_id \
+         HAVING min(user_offset) <> 1 OR max(user_offset) <> count(*))";
+    assert_eq!(count(&mut store, gaps).await, 0, "user offsets");
+
+    // Every effect once: the inbox is not asked here, the effects are.
+    let lifecycle = "SELECT count(*) FROM events WHERE event_type IN ('job.submitted', 'job.completed', \
+         'job.failed', 'job.cancelled')";
+    let lifecycle = count(&mut store, lifecycle).await;
+    assert_eq!(count(&mut store, "SELECT count(*) FROM audit_log").await, lifecycle, "audit rows");
+    let distinct = "SELECT count(DISTINCT details ->> 'event_id') FROM audit_log";
+    assert_eq!(count(&mut store, distinct).await, lifecycle, "audit rows, each for another event");
+    let counted = "SELECT CAST(coalesce(sum(coalesce(data ->> 'submitted', 0) + coalesce(data ->> 'completed', 0) \
+         + coalesce(data ->> 'failed', 0) + coalesce(data ->> 'cancelled', 0)), 0) AS INTEGER) \
+         FROM read_models WHERE model = 'jobs_per_minute'";
+    assert_eq!(count(&mut store, counted).await, lifecycle, "minute counters");
+    let summaries = "SELECT count(*) FROM events WHERE event_type = 'job.performance.summary'";
+    let ended = "SELECT count(*) FROM events WHERE event_type IN ('job.completed', 'job.cancelled') \
+         OR (event_type = 'job.failed' AND payload ->> 'final')";
+    assert_eq!(count(&mut store, summaries).await, count(&mut store, ended).await, "summaries");
+    assert_eq!(count(&mut store, "SELECT count(*) FROM backlog").await, 0, "nothing failed");
+
+    // The logs: every leg's event is there, nothing else is, first occurrences in order.
+    let mut logs = open(dir, "brokers.db").await;
+    let records = sqlx::query(
+        "SELECT p.broker, p.log, r.headers FROM records AS r JOIN partitions AS p ON p.id = r.partition_id ORDER BY r.id",
+    )
+    .fetch_all(&mut logs)
+    .await
+    .unwrap();
+    let mut published: HashSet<(i64, String)> = HashSet::new();
+    let mut last: HashMap<(String, String, String), i64> = HashMap::new();
+    for record in &records {
+        let headers: Value = serde_json::from_str(&record.get::<String, _>("headers")).unwrap();
+        let id = headers["event_id"].as_str().unwrap().to_owned();
+        if !published.insert((record.get("broker"), id)) {
+            continue;
+        }
+        let key = (
+            record.get::<String, _>("log"),
+            headers["aggregate_type"].as_str().unwrap().to_owned(),
+            headers["aggregate_id"].as_str().unwrap().to_owned(),
+        );
+        let sequence = headers["sequence"].as_i64().unwrap();
+        let before = last.insert(key.clone(), sequence);
+        assert!(before.is_none_or(|before| before < sequence), "{key:?}: {sequence} after {before:?}");
+    }
+    let legs = sqlx::query("SELECT e.event_id, l.broker FROM legs AS l JOIN events AS e USING (position) WHERE l.state = 1")
+        .fetch_all(&mut store)
+        .await
+        .unwrap();
+    let owed: HashSet<(i64, String)> = legs
+        .iter()
+        .map(|row| {
+            let id = uuid::Uuid::from_slice(&row.get::<Vec<u8>, _>("event_id")).unwrap();
+            (row.get("broker"), id.to_string())
+        })
+        .collect();
+    assert_eq!(owed.difference(&published).count(), 0, "every leg that is done is in its log");
+    assert_eq!(published.difference(&owed).count(), 0, "nothing is in a log that was not committed");
+    println!("{} jobs answered, {} stored, {} records", answered.len(), rows.len(), records.len());
+}

@@ -1,0 +1,4 @@
+//! The real binary, from outside: HTTP, signals, files.
+
+mod kill;
+mod process;
