@@ -41,7 +41,6 @@
 //! behind is killed. Output files should appear whole: write another name, then rename.
 
 mod commands;
-pub mod control;
 pub mod datasets;
 mod family;
 mod log;

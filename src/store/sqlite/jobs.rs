@@ -164,11 +164,11 @@ pub(super) async fn list(
 
 pub(super) async fn summary(connection: &mut SqliteConnection, filter: &JobFilter) -> Result<JobSummary, StoreError> {
     let sql = format!(
-        "SELECT status, count(*) AS jobs, coalesce(sum(estimated_cost_usd), 0) AS cost, \
+        "SELECT status, count(*) AS jobs, total(estimated_cost_usd) AS cost, \
            coalesce(sum(CASE WHEN completed_at IS NOT NULL AND started_at IS NOT NULL \
              THEN completed_at - started_at ELSE 0 END), 0) AS run_ms, \
-           coalesce(sum(CASE WHEN completed_at IS NOT NULL AND started_at IS NOT NULL THEN \
-             (completed_at - started_at) / 3600000.0 * (resource_request ->> 'gpu_count_total') ELSE 0 END), 0.0) \
+           total(CASE WHEN completed_at IS NOT NULL AND started_at IS NOT NULL THEN \
+             (completed_at - started_at) / 3600000.0 * (resource_request ->> 'gpu_count_total') ELSE 0 END) \
              AS gpu_hours \
          FROM jobs WHERE {} AND {FILTER} GROUP BY status",
         if filter.user.is_some() { "user_id = ?1" } else { "1" }

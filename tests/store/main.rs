@@ -1,0 +1,50 @@
+//! The contract of the store port: one suite, run on every adapter.
+
+mod fixture;
+mod suite;
+
+use std::sync::Arc;
+
+use event_gateway::store::sqlite::SqliteStore;
+
+use fixture::{Opened, factory};
+
+/// A fresh SQLite store in a directory of its own.
+async fn sqlite() -> Opened {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = SqliteStore::open(&dir.path().join("gateway.db"), factory()).await.expect("a store");
+    Opened { store: Arc::new(store), _dir: dir }
+}
+
+macro_rules! contract {
+    ($open:path: $($name:ident),+ $(,)?) => {
+        $(#[tokio::test]
+        async fn $name() {
+            suite::$name(&$open().await).await;
+        })+
+    };
+}
+
+mod on_sqlite {
+    use super::{sqlite, suite};
+
+    contract!(
+        sqlite:
+        a_repeat_of_a_key_is_answered_from_the_first,
+        two_units_of_one_key_in_a_batch_are_one,
+        a_refused_unit_leaves_nothing_and_others_go_through,
+        numbers_have_no_gaps_over_batches,
+        a_message_has_its_effect_once,
+        later_events_of_a_failed_key_park_and_come_back_in_order,
+        a_dead_head_keeps_its_key_blocked,
+        consumers_without_order_park_nothing,
+        claims_take_the_best_job_and_only_once,
+        a_stale_report_is_refused_and_a_repeat_writes_nothing,
+        marks_settle_legs_and_never_unsettle_them,
+        lost_log_tails_reopen_their_legs,
+        channels_replay_exactly_or_say_snapshot,
+        folds_add_up_within_and_over_batches,
+        lists_page_without_holes,
+        due_retries_and_lapsed_leases_are_found,
+    );
+}

@@ -1,0 +1,312 @@
+//! What every store must do. Each function is one promise of the port.
+
+use std::sync::Arc;
+
+use event_gateway::domain::job::{JobCommand, JobError, JobRefusal, JobStatus, Priority, Report, RunnerKind};
+use event_gateway::domain::payload::CancelledBy;
+use event_gateway::domain::{Broker, Channel, Event, Id, Timestamp};
+use event_gateway::store::{
+    BrokerEnd, Effect, Fold, JobFilter, LegMark, LegState, Outcome, Page, Replay, ReplayLimit, Unit, Verdict,
+};
+
+use super::fixture::{Opened, claim, command, commit, committed, delivery, failed, job, submit};
+
+pub async fn a_repeat_of_a_key_is_answered_from_the_first(opened: &Opened) {
+    let first = Unit { idempotency: Some(claim("k", 1)), ..submit(&job("ada")) };
+    assert!(matches!(commit(opened, vec![first]).await[..], [Outcome::Committed { .. }]));
+    let repeat = Unit { idempotency: Some(claim("k", 1)), ..submit(&job("ada")) };
+    let other = Unit { idempotency: Some(claim("k", 2)), ..submit(&job("ada")) };
+    match &commit(opened, vec![repeat, other]).await[..] {
+        [Outcome::Repeated(response), Outcome::KeyReused] => assert_eq!(response.body, "answer k"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(all_jobs(opened).await, 1);
+}
+
+pub async fn two_units_of_one_key_in_a_batch_are_one(opened: &Opened) {
+    let unit = || Unit { idempotency: Some(claim("k", 1)), ..submit(&job("ada")) };
+    let outcomes = commit(opened, vec![unit(), unit()]).await;
+    assert!(matches!(outcomes[..], [Outcome::Committed { .. }, Outcome::Repeated(_)]), "{outcomes:?}");
+    assert_eq!(all_jobs(opened).await, 1);
+}
+
+async fn all_jobs(opened: &Opened) -> usize {
+    let page = Page { before: None, limit: 500 };
+    opened.store.jobs(&JobFilter::default(), page).await.unwrap().len()
+}
+
+pub async fn a_refused_unit_leaves_nothing_and_others_go_through(opened: &Opened) {
+    let (one, two) = (job("ada"), job("ada"));
+    committed(opened, submit(&one)).await;
+    // The first command of the unit is fine, its second is not: neither counts.
+    let mut mixed = command(one.id, JobCommand::Cancel { by: CancelledBy::User, reason: "no".into() });
+    mixed.jobs.extend(command(two.id, JobCommand::Retry).jobs);
+    mixed.idempotency = Some(claim("mixed", 1));
+    let outcomes = commit(opened, vec![mixed, submit(&two)]).await;
+    assert!(
+        matches!(outcomes[..], [Outcome::Refused { index: 1, refusal: JobRefusal::NotFound }, Outcome::Committed { .. }]),
+        "{outcomes:?}"
+    );
+    assert_eq!(opened.store.job(one.id).await.unwrap().unwrap().status, JobStatus::Queued);
+    assert_eq!(history(opened, one.id).await.len(), 1);
+    // Its key is free again.
+    let again = Unit { idempotency: Some(claim("mixed", 2)), ..submit(&job("ada")) };
+    committed(opened, again).await;
+}
+
+async fn history(opened: &Opened, id: Id) -> Vec<Arc<Event>> {
+    opened.store.aggregate_events("job", &id.to_string(), 0, 500).await.unwrap()
+}
+
+pub async fn numbers_have_no_gaps_over_batches(opened: &Opened) {
+    let jobs: Vec<_> = (0..20).map(|n| job(if n % 2 == 0 { "ada" } else { "bob" })).collect();
+    let mut units: Vec<Unit> = jobs.iter().map(submit).collect();
+    let late = units.split_off(10);
+    commit(opened, units).await;
+    commit(opened, late).await;
+    let cancel = |id| command(id, JobCommand::Cancel { by: CancelledBy::User, reason: "no".into() });
+    commit(opened, jobs.iter().map(|job| cancel(job.id)).collect()).await;
+    for job in &jobs {
+        let sequences: Vec<i64> = history(opened, job.id).await.iter().map(|event| event.sequence).collect();
+        assert_eq!(sequences, [1, 2, 3]);
+    }
+    for user in ["ada", "bob"] {
+        let found = opened.store.channel_ranges(&[(Channel::User(user.into()), 0, 1_000)]).await.unwrap();
+        let offsets: Vec<i64> = found.iter().filter_map(|(_, event)| event.user_offset).collect();
+        assert_eq!(offsets, (1..=30).collect::<Vec<i64>>());
+        assert_eq!(opened.store.channel_heads(&[Channel::User(user.into())]).await.unwrap(), [30]);
+    }
+}
+
+pub async fn a_message_has_its_effect_once(opened: &Opened) {
+    let event = committed(opened, submit(&job("ada"))).await.remove(0);
+    let unit = || Unit { effects: vec![counting("seen")], ..delivery("metrics", &event, Verdict::Done) };
+    let outcomes = commit(opened, vec![unit(), unit()]).await;
+    assert!(matches!(outcomes[..], [Outcome::Committed { .. }, Outcome::Duplicate]), "{outcomes:?}");
+    assert!(matches!(commit(opened, vec![unit()]).await[..], [Outcome::Duplicate]));
+    let row = opened.store.read_model("test", "row").await.unwrap().unwrap();
+    assert_eq!(row["seen"], 1);
+}
+
+fn counting(field: &'static str) -> Effect {
+    let mut fold = Fold { model: "test", key: "row".into(), ..Fold::default() };
+    fold.add.insert(field, 1.0);
+    Effect::Fold(fold)
+}
+
+/// Three events of one job.
+async fn three_events(opened: &Opened) -> Vec<Arc<Event>> {
+    let job = job("ada");
+    committed(opened, submit(&job)).await;
+    committed(opened, command(job.id, JobCommand::Cancel { by: CancelledBy::User, reason: "no".into() })).await;
+    history(opened, job.id).await
+}
+
+async fn due(opened: &Opened) -> Vec<Id> {
+    let now = Timestamp::now().plus_ms(1);
+    let (rows, _) = opened.store.backlog_due("audit", now, 100).await.unwrap();
+    rows.iter().map(|row| row.event_id).collect()
+}
+
+fn from_backlog(event: &Event, verdict: Verdict) -> Unit {
+    let mut unit = delivery("audit", event, verdict);
+    unit.delivery.as_mut().unwrap().from_backlog = true;
+    unit
+}
+
+pub async fn later_events_of_a_failed_key_park_and_come_back_in_order(opened: &Opened) {
+    let events = three_events(opened).await;
+    let now = Timestamp::now();
+    commit(opened, vec![delivery("audit", &events[0], failed(Some(now)))]).await;
+    // Handled well, but not its turn: parked, without its effects.
+    let second = Unit { effects: vec![counting("second")], ..delivery("audit", &events[1], Verdict::Done) };
+    let third = delivery("audit", &events[2], failed(None));
+    assert!(matches!(commit(opened, vec![second, third]).await[..], [Outcome::Parked, Outcome::Parked]));
+    assert!(opened.store.read_model("test", "row").await.unwrap().is_none());
+    for event in &events {
+        assert_eq!(due(opened).await, [event.event_id], "one at a time, in sequence");
+        committed(opened, from_backlog(event, Verdict::Done)).await;
+    }
+    assert!(due(opened).await.is_empty());
+    // The key is free: the next message is handled at once.
+    let more = three_events(opened).await;
+    committed(opened, delivery("audit", &more[0], Verdict::Done)).await;
+}
+
+pub async fn a_dead_head_keeps_its_key_blocked(opened: &Opened) {
+    let events = three_events(opened).await;
+    commit(opened, vec![delivery("audit", &events[0], failed(None))]).await;
+    assert!(matches!(commit(opened, vec![delivery("audit", &events[1], Verdict::Done)]).await[..], [Outcome::Parked]));
+    assert!(due(opened).await.is_empty(), "nothing comes back by itself");
+    assert_eq!(opened.store.wake_headless("audit", Timestamp::now()).await.unwrap(), 0, "a dead head is a head");
+    let other = three_events(opened).await;
+    committed(opened, delivery("audit", &other[0], Verdict::Done)).await;
+}
+
+pub async fn consumers_without_order_park_nothing(opened: &Opened) {
+    let events = three_events(opened).await;
+    let unordered = |event: &Event, verdict| {
+        let mut unit = delivery("metrics", event, verdict);
+        unit.delivery.as_mut().unwrap().ordered = false;
+        unit
+    };
+    commit(opened, vec![unordered(&events[0], failed(None))]).await;
+    committed(opened, unordered(&events[1], Verdict::Done)).await;
+}
+
+pub async fn claims_take_the_best_job_and_only_once(opened: &Opened) {
+    let mut jobs = vec![job("ada"), job("ada"), job("ada")];
+    jobs[2].priority = Priority::High;
+    commit(opened, jobs.iter().map(submit).collect()).await;
+    let best = opened.store.claimable(RunnerKind::External, &[], 10).await.unwrap();
+    assert_eq!(best, [jobs[2].id, jobs[0].id, jobs[1].id], "priority, then age");
+    assert!(opened.store.claimable(RunnerKind::Process, &[], 10).await.unwrap().is_empty());
+    let take = |claimant: &str| {
+        let lease_until = Timestamp::now().plus_ms(60_000);
+        command(jobs[2].id, JobCommand::Claim { claimant: claimant.into(), lease_until, start: false })
+    };
+    let outcomes = commit(opened, vec![take("one"), take("two")]).await;
+    assert!(matches!(outcomes[..], [Outcome::Committed { .. }, Outcome::Refused { .. }]), "{outcomes:?}");
+    assert_eq!(opened.store.claimable(RunnerKind::External, &[], 10).await.unwrap().len(), 2);
+}
+
+fn report(id: Id, attempt: u32, report: Report) -> Unit {
+    command(id, JobCommand::Report { claimant: "w".into(), attempt, report })
+}
+
+async fn running(opened: &Opened) -> Id {
+    let job = job("ada");
+    committed(opened, submit(&job)).await;
+    let lease_until = Timestamp::now().plus_ms(60_000);
+    committed(opened, command(job.id, JobCommand::Claim { claimant: "w".into(), lease_until, start: true })).await;
+    job.id
+}
+
+pub async fn a_stale_report_is_refused_and_a_repeat_writes_nothing(opened: &Opened) {
+    let id = running(opened).await;
+    let done = || report(id, 1, Report::Completed { result: Box::default() });
+    assert_eq!(committed(opened, done()).await.len(), 2);
+    assert!(committed(opened, done()).await.is_empty(), "a repeat");
+    let outcomes = commit(opened, vec![report(id, 2, Report::Cancelled { reason: String::new() })]).await;
+    assert!(
+        matches!(outcomes[..], [Outcome::Refused { refusal: JobRefusal::StaleAttempt { reported: 2, current: 1 }, .. }]),
+        "{outcomes:?}"
+    );
+    assert_eq!(history(opened, id).await.len(), 4);
+}
+
+fn mark(event: &Event, broker: Broker, state: LegState, offset: Option<i64>) -> LegMark {
+    LegMark {
+        position: event.position,
+        broker,
+        state,
+        attempts: 1,
+        partition: offset.map(|_| 0),
+        offset,
+        at: Timestamp::now(),
+        next_at: None,
+        error: None,
+        skip: None,
+    }
+}
+
+pub async fn marks_settle_legs_and_never_unsettle_them(opened: &Opened) {
+    let event = committed(opened, submit(&job("ada"))).await.remove(0);
+    let open = |broker| opened.store.open_legs(broker, None, 0, 100);
+    assert_eq!(open(Broker::Rabbitmq).await.unwrap().len(), 1);
+    assert_eq!(open(Broker::Nats).await.unwrap().len(), 0, "claimed through the API: skipped");
+    let marks = |state, offset| Unit { marks: vec![mark(&event, Broker::Rabbitmq, state, offset)], ..Unit::default() };
+    commit(opened, vec![marks(LegState::Done, Some(7))]).await;
+    assert!(open(Broker::Rabbitmq).await.unwrap().is_empty());
+    // A late mark of an earlier try says nothing any more.
+    commit(opened, vec![marks(LegState::Pending, None)]).await;
+    assert!(open(Broker::Rabbitmq).await.unwrap().is_empty());
+    let deliveries = opened.store.event_deliveries(event.event_id).await.unwrap().unwrap();
+    let leg = deliveries.legs.iter().find(|leg| leg.broker == Broker::Rabbitmq).unwrap();
+    assert_eq!((leg.state, leg.offset), (LegState::Done, Some(7)));
+}
+
+pub async fn lost_log_tails_reopen_their_legs(opened: &Opened) {
+    let mut events = Vec::new();
+    for offset in 0..4 {
+        let event = committed(opened, submit(&job("ada"))).await.remove(0);
+        let end = BrokerEnd { broker: Broker::Rabbitmq, log: "job.events".into(), partition: 0, end: offset + 1 };
+        let marks = vec![mark(&event, Broker::Rabbitmq, LegState::Done, Some(offset))];
+        commit(opened, vec![Unit { marks, ends: vec![end], ..Unit::default() }]).await;
+        events.push(event);
+    }
+    assert_eq!(opened.store.broker_ends().await.unwrap()[0].end, 4);
+    let lost = BrokerEnd { broker: Broker::Rabbitmq, log: "job.events".into(), partition: 0, end: 2 };
+    assert_eq!(opened.store.reopen_legs(&[lost]).await.unwrap(), 2);
+    let open = opened.store.open_legs(Broker::Rabbitmq, None, 0, 100).await.unwrap();
+    let ids: Vec<Id> = open.iter().map(|(event, _)| event.event_id).collect();
+    assert_eq!(ids, [events[2].event_id, events[3].event_id]);
+    assert_eq!(opened.store.broker_ends().await.unwrap()[0].end, 2);
+}
+
+pub async fn channels_replay_exactly_or_say_snapshot(opened: &Opened) {
+    let id = running(opened).await;
+    let limit = |events| ReplayLimit { events, bytes: 1_000_000 };
+    let channel = Channel::Job(id);
+    let replay = async |cursor, events| {
+        let wanted = [(channel.clone(), cursor)];
+        opened.store.channels(&wanted, limit(events)).await.unwrap().remove(0)
+    };
+    match replay(Some(1), 10).await {
+        state if state.head == 2 => match state.replay {
+            Replay::Events(events) => assert_eq!(events.iter().map(|e| e.sequence).collect::<Vec<_>>(), [2]),
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(replay(Some(2), 10).await.replay, Replay::Events(events) if events.is_empty()));
+    assert!(matches!(replay(Some(0), 1).await.replay, Replay::Snapshot(_)), "too many were missed");
+    assert!(matches!(replay(None, 10).await.replay, Replay::Snapshot(_)), "no cursor");
+    assert!(matches!(replay(Some(3), 10).await.replay, Replay::Snapshot(_)), "a cursor from another history");
+}
+
+pub async fn folds_add_up_within_and_over_batches(opened: &Opened) {
+    let unit = || Unit { effects: vec![counting("n")], ..Unit::default() };
+    commit(opened, vec![unit(), unit(), unit()]).await;
+    commit(opened, vec![unit()]).await;
+    assert_eq!(opened.store.read_model("test", "row").await.unwrap().unwrap()["n"], 4);
+}
+
+pub async fn lists_page_without_holes(opened: &Opened) {
+    let jobs: Vec<_> = (0..25).map(|n| job(if n % 5 == 0 { "bob" } else { "ada" })).collect();
+    commit(opened, jobs.iter().map(submit).collect()).await;
+    let filter = JobFilter { user: Some("ada".into()), ..JobFilter::default() };
+    let (mut seen, mut before) = (Vec::new(), None);
+    loop {
+        let page = opened.store.jobs(&filter, Page { before, limit: 7 }).await.unwrap();
+        let Some(last) = page.last() else { break };
+        before = Some(last.id);
+        seen.extend(page.iter().map(|job| job.id));
+    }
+    let mut wanted: Vec<Id> = jobs.iter().filter(|job| &*job.user_id == "ada").map(|job| job.id).collect();
+    wanted.reverse();
+    assert_eq!(seen, wanted);
+    let summary = opened.store.job_summary(&filter).await.unwrap();
+    assert_eq!(summary.by_status.get(&JobStatus::Queued), Some(&20));
+}
+
+pub async fn due_retries_and_lapsed_leases_are_found(opened: &Opened) {
+    let id = running(opened).await;
+    let error = JobError {
+        code: "x".into(),
+        message: "y".into(),
+        retriable: true,
+        exit_code: None,
+        stack_trace: None,
+    };
+    committed(opened, report(id, 1, Report::Failed { error, counted: true })).await;
+    let (due, next) = opened.store.due_retries(Timestamp::now(), 10).await.unwrap();
+    assert!(due.is_empty() && next.is_some(), "a second from now");
+    let (due, _) = opened.store.due_retries(Timestamp::now().plus_ms(5_000), 10).await.unwrap();
+    assert_eq!(due, [(id, 1)]);
+
+    let leased = running(opened).await;
+    assert!(opened.store.lapsed_leases(Timestamp::now(), 10).await.unwrap().is_empty());
+    let later = Timestamp::now().plus_ms(61_000);
+    assert_eq!(opened.store.lapsed_leases(later, 10).await.unwrap(), [(leased, 1)]);
+}
