@@ -221,7 +221,7 @@ describe("the page", () => {
     await go("/jobs?submit=1&submit_agent=AnomalyDetection");
     await page.getByLabel("Threshold").fill("-1");
     await page.getByText("Resources, system and priority").click();
-    await page.getByLabel("Nodes").fill("none");
+    await page.getByLabel("Nodes").fill("0");
     await page.getByRole("button", { name: "Submit", exact: true }).click();
     for (const field of ["params.threshold", "resource_request.num_nodes"]) {
       const box = page.locator(`[data-field="${field}"]`);

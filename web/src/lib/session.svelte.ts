@@ -17,7 +17,7 @@ class Session {
   expired = $state(false);
 
   readonly development = $derived(this.info?.mode === "development");
-  readonly operator = $derived(this.me?.roles.includes("operator") === true);
+  readonly submits = $derived(this.me?.roles.some((r) => r === "user" || r === "operator") === true);
   readonly seesAll = $derived(
     this.me?.roles.some((r) => r === "operator" || r === "auditor") === true,
   );

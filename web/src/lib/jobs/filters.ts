@@ -57,9 +57,13 @@ export function isFiltered(f: Filters): boolean {
 }
 
 /** Whether a newly submitted job would stand in this list; used to count what is new, not to list it. */
-export function mayMatch(f: Filters, job: Pick<Job, "agent" | "user_id" | "tacc_system" | "name">): boolean {
+export function mayMatch(
+  f: Filters,
+  job: Pick<Job, "agent" | "user_id" | "tacc_system" | "name">,
+  status: JobStatus = "QUEUED",
+): boolean {
   return (
-    (f.status.length === 0 || f.status.includes("QUEUED")) &&
+    (f.status.length === 0 || f.status.includes(status)) &&
     (f.agent === null || f.agent === job.agent) &&
     (f.tacc_system === null || f.tacc_system === job.tacc_system) &&
     (f.user === null || f.user === job.user_id) &&

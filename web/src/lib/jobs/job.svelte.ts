@@ -8,7 +8,7 @@ import type { Job, Sample } from "../api/types";
 import { clock } from "../clock.svelte";
 import { live } from "../live/live.svelte";
 import { poll, reach } from "../live/poll.svelte";
-import type { Gap, JobUpdate, TelemetryUpdate } from "../live/protocol";
+import type { Gap, JobUpdate, Snapshot, TelemetryUpdate } from "../live/protocol";
 import { applyUpdate, isOpen, isProgressOnly } from "./apply";
 import { fromEvent, fromUpdate, merge, type TimelineEvent } from "./timeline";
 
@@ -49,6 +49,7 @@ export class JobView {
       update: (u) => this.#update(u),
       telemetry: (t) => this.#telemetry(t),
       gap: (g) => this.#gap(g),
+      snapshot: (s) => this.#snapshot(s),
       caughtUp: () => this.#caughtUp(),
     });
     this.#poll = poll(
@@ -111,7 +112,7 @@ export class JobView {
         0,
       );
       // After a gap the newest known event is beyond what is missing: start before the gap.
-      for (const gap of this.gaps) after = Math.min(after, gap.from ?? 0);
+      for (const gap of this.gaps) after = Math.min(after, gap.from);
       for (let n = 0; n < pages; n += 1) {
         const page = await body(
           api.GET("/api/v1/jobs/{id}/events", {
@@ -148,7 +149,10 @@ export class JobView {
         api.GET("/api/v1/jobs/{id}/metrics", { params: { path: { id: this.id }, query: {} } }),
       );
       if (this.#stopped) return;
-      this.samples = joinSamples(series.items, this.samples);
+      // The series is averaged over steps; live samples go on from where it ends.
+      const end = Date.parse(series.items.at(-1)?.t ?? "") + series.step_seconds * 1_000;
+      const newer = this.samples.filter((s) => !(Date.parse(s.t) < end));
+      this.samples = joinSamples(series.items, newer);
       this.samplesProblem = null;
     } catch (thrown) {
       if (this.#stopped) return;
@@ -187,9 +191,11 @@ export class JobView {
   }
 
   #gap(gap: Gap): void {
-    if (gap.channel !== `job:${this.id}`) return;
-    this.gaps = [...this.gaps, gap];
-    if (gap.snapshot.job !== undefined) this.take(gap.snapshot.job);
+    if (gap.channel === `job:${this.id}`) this.gaps = [...this.gaps, gap];
+  }
+
+  #snapshot(snapshot: Snapshot): void {
+    if (snapshot.job != null) this.take(snapshot.job);
     else this.#refetchSoon();
   }
 
@@ -201,14 +207,10 @@ export class JobView {
   }
 }
 
-/** Telemetry is a sample with its time under one of two names. */
 function sampleFrom(update: TelemetryUpdate): Sample | null {
-  const inner = update["metrics"];
-  const values = (typeof inner === "object" && inner !== null ? inner : update) as Record<string, unknown>;
-  const at = update["t"] ?? update["sample_timestamp"] ?? update["timestamp"];
-  const ms = typeof at === "number" ? at : typeof at === "string" ? Date.parse(at) : Number.NaN;
+  const ms = Date.parse(update.data.sample_timestamp ?? update.timestamp);
   if (!Number.isFinite(ms)) return null;
-  return { ...values, t: new Date(ms).toISOString() } as unknown as Sample;
+  return { ...update.data.metrics, t: new Date(ms).toISOString() } as unknown as Sample;
 }
 
 function joinSamples(a: Sample[], b: Sample[]): Sample[] {

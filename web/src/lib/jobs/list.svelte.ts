@@ -5,7 +5,7 @@ import type { Job, JobSummary } from "../api/types";
 import { clock } from "../clock.svelte";
 import { live } from "../live/live.svelte";
 import { poll, reach } from "../live/poll.svelte";
-import type { Gap, JobUpdate } from "../live/protocol";
+import type { Gap, JobUpdate, Snapshot } from "../live/protocol";
 import { session } from "../session.svelte";
 import { applyUpdate, isOpen, isProgressOnly } from "./apply";
 import { mayMatch, toQuery, type Filters } from "./filters";
@@ -47,7 +47,8 @@ export class JobList {
   #refetchTimer: ReturnType<typeof setTimeout> | null = null;
   #summaryTimer: ReturnType<typeof setTimeout> | null = null;
   #stops: (() => void)[] = [];
-  #early: JobUpdate[] | null = [];
+  /** What came while the first page was on its way; null when none is. */
+  #early: (JobUpdate | Snapshot)[] | null = [];
 
   constructor(filters: Filters) {
     this.#filters = filters;
@@ -55,9 +56,9 @@ export class JobList {
       live.listen({
         update: (u) => this.#update(u),
         gap: (g) => {
-          if (g.channel.startsWith("user:")) this.#tookGap(g);
-          else if (g.snapshot.job !== undefined) this.#put(g.snapshot.job);
+          if (g.channel.startsWith("user:")) this.gap = g;
         },
+        snapshot: (s) => this.#snapshot(s),
         caughtUp: () => this.#look.now(),
       }),
     );
@@ -117,7 +118,10 @@ export class JobList {
     // What arrived while the page was on its way may be newer than it.
     const early = this.#early ?? [];
     this.#early = null;
-    for (const update of early) this.#update(update);
+    for (const each of early) {
+      if ("event_id" in each) this.#update(each);
+      else this.#snapshot(each);
+    }
     this.#watchRows();
     void this.#readSummary();
   }
@@ -182,10 +186,7 @@ export class JobList {
       this.problem = null;
       this.readAt = clock.precise();
       const shown = new Map(this.rows.map((r) => [r.job.id, r]));
-      const newest = this.rows.reduce((max, r) => Math.max(max, Date.parse(r.job.created_at)), 0);
-      const fresh = page.items.filter(
-        (j) => !shown.has(j.id) && Date.parse(j.created_at) >= newest,
-      );
+      const fresh = page.items.filter((j) => !shown.has(j.id) && this.#isNewer(j));
       for (const job of page.items) if (shown.has(job.id)) this.#put(job);
       this.#count(fresh.map((j) => j.id));
       // Open rows beyond the first page are asked for one by one.
@@ -248,14 +249,26 @@ export class JobList {
     this.#summarySoon();
   }
 
-  #tookGap(gap: Gap): void {
-    this.gap = gap;
-    const shown = new Set(this.rows.map((r) => r.job.id));
-    for (const job of gap.snapshot.jobs ?? []) {
-      if (shown.has(job.id)) this.#put(job);
-      else if (mayMatch(this.#filters, job)) this.#count([job.id]);
+  /** The state of one job, or of the user's newest: rows are corrected, newer ones counted. */
+  #snapshot(snapshot: Snapshot): void {
+    if (this.#early !== null) {
+      this.#early.push(snapshot);
+      return;
     }
-    this.#look.now();
+    const shown = new Set(this.rows.map((r) => r.job.id));
+    for (const job of [...(snapshot.jobs ?? []), ...(snapshot.job == null ? [] : [snapshot.job])])
+      if (shown.has(job.id)) this.#put(job);
+    const fresh = (snapshot.jobs ?? []).filter(
+      (job) => !shown.has(job.id) && this.#isNewer(job) && mayMatch(this.#filters, job, job.status),
+    );
+    this.#count(fresh.map((job) => job.id));
+    this.#summarySoon();
+  }
+
+  /** Newer than every row: what is older is further down, on a page not yet read. */
+  #isNewer(job: Job): boolean {
+    const at = Date.parse(job.created_at);
+    return this.rows.every((r) => Date.parse(r.job.created_at) <= at);
   }
 
   /** A row changed more than an event tells: the server's own row follows, a few at a time. */
@@ -289,7 +302,9 @@ export class JobList {
 
   async #readSummary(): Promise<void> {
     try {
-      this.summary = await body(api.GET("/api/v1/jobs/summary"));
+      // The counts are by status, so that filter does not narrow them.
+      const query = toQuery({ ...this.#filters, status: [] }, clock.precise());
+      this.summary = await body(api.GET("/api/v1/jobs/summary", { params: { query } }));
     } catch {
       // The counts stay as they were; the list itself shows the problem.
     }

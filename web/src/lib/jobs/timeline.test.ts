@@ -78,7 +78,7 @@ it("puts another aggregate's events in by time, after what caused them", () => {
 });
 
 it("shows a gap where it happened", () => {
-  const gap: Gap = { channel: `job:${JOB_ID}`, from: 2, to: 5, skipped: 3, at: 0, snapshot: {} };
+  const gap: Gap = { channel: `job:${JOB_ID}`, from: 2, to: 5, skipped: 3, at: 0 };
   const [first, second] = chapters([...history.slice(0, 2), ...history.slice(5)], [gap]);
   expect(first?.entries.map((e) => e.kind)).toEqual(["event", "event"]);
   expect(second?.entries.map((e) => e.kind)).toEqual(["gap", "event", "event", "event", "event"]);

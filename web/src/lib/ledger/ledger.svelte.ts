@@ -21,6 +21,8 @@ export class LedgerView {
   #fetch: (cursor: string | null) => Promise<DeliveriesPage>;
   #poll: { stop: () => void; now: () => void };
   #looks = 0;
+  /** Pages the reader has opened; each look reads them all. */
+  #pages = 1;
   #stopped = false;
 
   /** `open` says whether new events may still come. */
@@ -49,26 +51,25 @@ export class LedgerView {
     this.#poll.now();
   }
 
-  async more(): Promise<void> {
-    if (this.nextCursor === null) return;
-    try {
-      const page = await this.#fetch(this.nextCursor);
-      if (this.#stopped) return;
-      this.#take(page.items);
-      this.nextCursor = page.next_cursor ?? null;
-    } catch (thrown) {
-      this.problem = asApiError(thrown);
-    }
+  more(): void {
+    this.#pages += 1;
+    this.look();
   }
 
   async #look(): Promise<boolean> {
     this.#looks += 1;
     try {
-      const page = await this.#fetch(null);
+      const items: EventDeliveries[] = [];
+      let cursor: string | null = null;
+      for (let n = 0; n < this.#pages; n += 1) {
+        const page: DeliveriesPage = await this.#fetch(cursor);
+        items.push(...page.items);
+        cursor = page.next_cursor ?? null;
+        if (cursor === null) break;
+      }
       if (this.#stopped) return true;
-      const before = this.items.length;
-      this.#take(page.items);
-      if (before <= page.items.length) this.nextCursor = page.next_cursor ?? null;
+      this.items = inOrder(items);
+      this.nextCursor = cursor;
       this.problem = null;
       this.read = true;
       this.readAt = clock.precise();
@@ -80,11 +81,5 @@ export class LedgerView {
       if (this.problem.unreachable) reach.failed();
       return false;
     }
-  }
-
-  #take(items: EventDeliveries[]): void {
-    const byId = new Map(this.items.map((i) => [i.event_id, i]));
-    for (const item of items) byId.set(item.event_id, item);
-    this.items = inOrder([...byId.values()]);
   }
 }

@@ -6,7 +6,7 @@ import { io, type Socket } from "socket.io-client";
 import { tick } from "svelte";
 import { clock } from "../clock.svelte";
 import { Cursor, Seen } from "./cursor";
-import type { Gap, JobUpdate, Joined, Resumed, Resync, TelemetryUpdate } from "./protocol";
+import type { Failure, Gap, JobUpdate, Joined, Resumed, Resync, Snapshot, TelemetryUpdate } from "./protocol";
 
 const ACK_TIMEOUT_MS = 10_000;
 const SEEN_EVERY_MS = 1_000;
@@ -15,6 +15,8 @@ const REMEMBERED_IDS = 5_000;
 const HOLE_TRIES = 3;
 /** After a refusal by the server (not a lost line) socket.io does not try again by itself. */
 const RETRY_REFUSED_MS = 5_000;
+/** The gateway could not read its store: it says so, and means "in a moment". */
+const RETRY_UNAVAILABLE_MS = 1_000;
 
 export type LineState = "off" | "connecting" | "catching-up" | "live" | "offline";
 
@@ -24,6 +26,8 @@ export interface Listener {
   update?: (update: JobUpdate) => void;
   telemetry?: (sample: TelemetryUpdate) => void;
   gap?: (gap: Gap) => void;
+  /** The state at the moment of a first join, or after a gap. */
+  snapshot?: (snapshot: Snapshot, channel: string) => void;
   /** The line is up again and everything missed has been delivered. */
   caughtUp?: () => void;
 }
@@ -59,6 +63,8 @@ class Live {
   #reportTimer: ReturnType<typeof setTimeout> | null = null;
   #retryTimer: ReturnType<typeof setTimeout> | null = null;
   #expiring: (at: string) => void = () => undefined;
+  /** Rooms to be joined together: a list joins dozens at once. */
+  #joining = new Set<string>();
 
   /** Opens the line for a user; `expiring` is told when the token nears its end. */
   open(token: string, userId: string, expiring: (at: string) => void): void {
@@ -73,6 +79,7 @@ class Live {
     this.state = "connecting";
     // The server joins this room by itself; it is here for its offset.
     this.#rooms.set(`user:${userId}`, room(1));
+    this.version += 1;
     const socket = io("/messaging", {
       path: "/socket.io",
       transports: ["websocket", "polling"],
@@ -91,6 +98,8 @@ class Live {
       this.#lost(socket, !socket.active);
     });
     socket.on("job_update", (update: JobUpdate, ack?: () => void) => this.#update(update, ack));
+    // Notifications count in the user's channel too.
+    socket.on("job_notification", (update: JobUpdate, ack?: () => void) => this.#update(update, ack));
     socket.on("telemetry_update", (sample: TelemetryUpdate) => {
       for (const l of [...this.#listeners])
         if (l.job === undefined || l.job === sample.job_id) l.telemetry?.(sample);
@@ -129,7 +138,7 @@ class Live {
     if (known !== undefined) known.holders += 1;
     else {
       this.#rooms.set(name, room(1, lastOffset));
-      if (this.#socket?.connected === true) void this.#join(this.#socket, name, jobId);
+      this.#joinSoon(name);
     }
     this.version += 1;
     let left = false;
@@ -157,21 +166,17 @@ class Live {
     this.state = "catching-up";
     this.transport = socket.io.engine.transport.name;
     socket.io.engine.on("upgrade", (t: { name: string }) => (this.transport = t.name));
-    const resume: Record<string, number> = {};
-    const fresh: string[] = [];
+    const resume: Record<string, number | null> = {};
     for (const [name, r] of this.#rooms) {
       r.joined = false;
       r.resuming = false;
       r.held = [];
       r.tries = 0;
-      if (r.cursor.offset !== null) resume[name] = r.cursor.offset;
-      else if (name.startsWith("job:")) fresh.push(name);
+      // Null asks for a snapshot: there is nothing yet that could be continued.
+      resume[name] = r.cursor.offset;
     }
     try {
-      await Promise.all([
-        this.#resume(socket, resume),
-        ...fresh.map((name) => this.#join(socket, name, name.slice("job:".length))),
-      ]);
+      await this.#resume(socket, resume);
     } catch {
       // No ack in time: the line is not good. Reconnecting starts over from the same offsets.
       if (this.#socket === socket && socket.connected) {
@@ -183,6 +188,8 @@ class Live {
     if (this.#socket !== socket || !socket.connected) return;
     this.state = "live";
     this.offlineSince = null;
+    // Rooms that were wanted while the others were being resumed.
+    for (const [name, r] of this.#rooms) if (!r.joined && !(name in resume)) this.#joinSoon(name);
     for (const l of [...this.#listeners]) l.caughtUp?.();
   }
 
@@ -198,19 +205,23 @@ class Live {
     }, RETRY_REFUSED_MS);
   }
 
-  async #join(socket: Socket, name: string, jobId: string): Promise<void> {
-    const r = this.#rooms.get(name);
-    if (r === undefined) return;
-    r.resuming = true;
-    const answer = (await socket.timeout(ACK_TIMEOUT_MS).emitWithAck("join_job_channel", {
-      jobId,
-      ...(r.cursor.offset === null ? {} : { lastOffset: r.cursor.offset }),
-      acks: true,
-    })) as Joined;
-    this.#joined(name, answer);
+  #joinSoon(name: string): void {
+    this.#joining.add(name);
+    if (this.#joining.size > 1) return;
+    queueMicrotask(() => {
+      const socket = this.#socket;
+      const wanted = [...this.#joining].flatMap((each): [string, number | null][] => {
+        const r = this.#rooms.get(each);
+        return r === undefined || r.joined || r.resuming ? [] : [[each, r.cursor.offset]];
+      });
+      this.#joining.clear();
+      // Without a line, connecting joins every room there is.
+      if (socket === null || this.state !== "live") return;
+      this.#resume(socket, Object.fromEntries(wanted)).catch(() => this.#restart(socket));
+    });
   }
 
-  async #resume(socket: Socket, channels: Record<string, number>): Promise<void> {
+  async #resume(socket: Socket, channels: Record<string, number | null>): Promise<void> {
     if (Object.keys(channels).length === 0) return;
     for (const name of Object.keys(channels)) {
       const r = this.#rooms.get(name);
@@ -221,7 +232,8 @@ class Live {
       .emitWithAck("resume", { channels, acks: true })) as Resumed;
     for (const name of Object.keys(channels)) {
       const joined = answer.channels?.[name];
-      this.#joined(name, joined ?? { joined: false, error: answer.error ?? "no answer" });
+      const failed = answer.error ?? { code: "no_answer", message: "the gateway did not answer for this channel" };
+      this.#joined(name, joined ?? { joined: false, error: failed });
     }
   }
 
@@ -231,10 +243,8 @@ class Live {
     if (r === undefined) return;
     r.resuming = false;
     r.joined = answer.joined;
-    if (answer.resync !== undefined && answer.resync !== null) {
-      const to = answer.offset ?? answer.resync.to ?? r.cursor.offset ?? 0;
-      this.#gap(name, r, answer.resync.from ?? r.cursor.offset, to, answer.resync.snapshot);
-    }
+    if (answer.error !== undefined) this.#failed(name, answer.error);
+    if (answer.resync !== undefined) this.#snapshot(name, r, answer.resync.to, answer.resync.snapshot);
     for (const update of answer.events ?? []) {
       r.cursor.advance(update.offset);
       this.#deliver(update);
@@ -247,23 +257,37 @@ class Live {
     this.version += 1;
   }
 
-  #resync(resync: Resync): void {
-    const r = this.#rooms.get(resync.channel);
-    if (r === undefined) return;
-    this.#gap(resync.channel, r, resync.from, resync.to, resync.snapshot);
-    this.version += 1;
-    // A slow reader has lost its rooms with this message; a resume from here joins again.
+  #failed(name: string, error: Failure): void {
     const socket = this.#socket;
-    if (socket?.connected === true && !r.resuming) {
-      this.#resume(socket, { [resync.channel]: resync.to }).catch(() => this.#restart(socket));
-    }
+    if (error.code !== "unavailable" || socket === null) return;
+    setTimeout(() => {
+      const r = this.#rooms.get(name);
+      if (r === undefined || r.joined || r.resuming || this.#socket !== socket || !socket.connected) return;
+      this.#resume(socket, { [name]: r.cursor.offset }).catch(() => this.#restart(socket));
+    }, RETRY_UNAVAILABLE_MS);
   }
 
-  #gap(name: string, r: Room, from: number | null, to: number, snapshot: Gap["snapshot"]): void {
-    const skipped = from === null ? null : Math.max(0, to - from);
-    r.cursor.advance(to);
-    if (skipped === 0) return;
-    const gap: Gap = { channel: name, from, to, skipped, at: clock.precise(), snapshot };
+  #resync(resync: Resync): void {
+    const r = this.#rooms.get(resync.channel);
+    if (r === undefined || resync.to === null) return;
+    this.#snapshot(resync.channel, r, resync.to, resync.snapshot);
+    this.version += 1;
+  }
+
+  /** Takes a snapshot as of `to`. It is a gap if there was something before that it skips. */
+  #snapshot(name: string, r: Room, to: number, snapshot: Snapshot): void {
+    const from = r.cursor.offset;
+    if (from !== null && to > from) this.#gap(name, from, to);
+    // A store that was put back may be behind what the page had.
+    if (from !== null && to < from) r.cursor = new Cursor(to);
+    else r.cursor.advance(to);
+    const job = name.startsWith("job:") ? name.slice("job:".length) : null;
+    for (const l of [...this.#listeners])
+      if (l.job === undefined || l.job === job) l.snapshot?.(snapshot, name);
+  }
+
+  #gap(name: string, from: number, to: number): void {
+    const gap: Gap = { channel: name, from, to, skipped: to - from, at: clock.precise() };
     const job = name.startsWith("job:") ? name.slice("job:".length) : null;
     for (const l of [...this.#listeners])
       if (l.job === undefined || l.job === job) l.gap?.(gap);
@@ -291,7 +315,7 @@ class Live {
         }
         return false;
       }
-      this.#gap(update.channel, r, offset, update.offset - 1, {});
+      this.#gap(update.channel, offset, update.offset - 1);
     }
     r.tries = 0;
     r.cursor.advance(update.offset);
@@ -305,7 +329,8 @@ class Live {
   }
 
   #deliver(update: JobUpdate): void {
-    if (!this.#seen.first(update.event_id)) return;
+    // Notifications have a place of their own, later; here they only count.
+    if (update.type.startsWith("notification.") || !this.#seen.first(update.event_id)) return;
     for (const l of [...this.#listeners])
       if (l.job === undefined || l.job === update.job_id) l.update?.(update);
   }

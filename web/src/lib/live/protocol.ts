@@ -17,21 +17,29 @@ export interface JobUpdate {
 /** One sample of a running job. It has no offset: a missed one is in the REST series. */
 export interface TelemetryUpdate {
   job_id: string;
-  [field: string]: unknown;
+  timestamp: string;
+  data: { sample_timestamp?: string; metrics?: Record<string, unknown> };
 }
 
-/** State in place of updates that were too many or too old to send. */
+/** State in place of updates: at the first join, or when those missed are too many or too old. */
 export interface Snapshot {
-  job?: Job;
+  job?: Job | null;
   jobs?: Job[];
   unread?: number;
 }
 
+/** The server had to skip a stretch; it goes on after `to` by itself. Rooms without history have null. */
 export interface Resync {
   channel: string;
-  from: number;
-  to: number;
+  from: number | null;
+  to: number | null;
   snapshot: Snapshot;
+}
+
+export interface Failure {
+  /** Stable, for programs. */
+  code: string;
+  message: string;
 }
 
 /** The answer to a join, alone or inside the answer to a resume. */
@@ -40,23 +48,22 @@ export interface Joined {
   room?: string;
   offset?: number;
   events?: JobUpdate[];
-  resync?: { snapshot: Snapshot; from?: number; to?: number };
-  error?: unknown;
+  resync?: { snapshot: Snapshot; from: number | null; to: number };
+  error?: Failure;
 }
 
 export interface Resumed {
   channels?: Record<string, Joined>;
-  error?: unknown;
+  error?: Failure;
 }
 
 /** A stretch of a channel that was skipped, told to those who show it. */
 export interface Gap {
   channel: string;
-  /** The last offset seen before the gap; null when none was. */
-  from: number | null;
+  /** The last offset seen before the gap. */
+  from: number;
   to: number;
-  /** How many updates lie in it, where that is known. */
-  skipped: number | null;
+  /** How many updates lie in it. */
+  skipped: number;
   at: number;
-  snapshot: Snapshot;
 }
