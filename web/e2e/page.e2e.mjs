@@ -351,6 +351,30 @@ describe("the page", () => {
     await unreloaded();
   });
 
+  step("says where too many updates were skipped, and fills the gap from the history", async () => {
+    const job = await submitExternal("Watched through a long outage");
+    await go(`/jobs/${job.id}`);
+    await line("live");
+    await claim(job.id);
+    await report(job.id, { status: "RUNNING", progress: 0 });
+    await page.locator('[data-status="RUNNING"]').waitFor();
+    await proxy.cut();
+    await line("offline");
+    // More than the 500 that a resume brings.
+    const steps = 520;
+    for (let n = 1; n <= steps; n += 1) await report(job.id, { status: "RUNNING", progress: n / (steps + 1) });
+    await proxy.mend();
+    await line("live");
+    await page.locator("li[data-gap]").getByText(/^5\d\d updates were skipped, snapshot taken at/).waitFor();
+    await page.getByText("100 %").waitFor();
+    await report(job.id, { status: "COMPLETED" });
+    await page.locator('[data-status="COMPLETED"]').waitFor();
+    await accessible("a gap");
+    await page.getByRole("button", { name: "Read them from the history" }).click();
+    await page.locator("li[data-gap]").waitFor({ state: "detached" });
+    await nothingMissing(job.id);
+  });
+
   step("works without the socket: it polls, and says so", async () => {
     const job = await submitExternal("Watched by polling");
     await page.route("**/socket.io/**", (route) => route.abort());
