@@ -116,7 +116,7 @@ impl Engine {
             self.changed.mark(&group, cursor);
         }
         // Written before anything is let through to it, or a crash would forget where it began.
-        self.command(|done| Command::Flush { done }).await?;
+        self.ask(|done| Command::Flush { done }).await?;
         self.groups.lock().insert((reads.broker, reads.group.clone()), group.clone());
         if reads.broker == Broker::Rabbitmq {
             self.bind(reads, None);
@@ -184,25 +184,23 @@ impl Engine {
         self.bindings.read().get(&slot).is_some_and(|bindings| bindings.iter().any(|b| b.filter.matches(key)))
     }
 
-    /// Gives the writer a command and waits for its end.
-    pub async fn command(
-        &self,
-        command: impl FnOnce(oneshot::Sender<Result<(), String>>) -> Command,
-    ) -> Result<(), String> {
-        let (done, answer) = oneshot::channel();
-        self.writer.send(command(done)).await.map_err(|_| CLOSED.to_owned())?;
-        answer.await.map_err(|_| CLOSED.to_owned())?
-    }
-
     /// Writes records and returns their offsets once they are committed.
     pub async fn append(&self, records: Vec<NewRecord>) -> Result<Vec<i64>, String> {
+        self.ask(|done| Command::Append { records, done }).await
+    }
+
+    /// Gives the writer a command and waits for its answer.
+    pub async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Command,
+    ) -> Result<T, String> {
         let (done, answer) = oneshot::channel();
-        let append = async {
-            self.writer.send(Command::Append { records, done }).await.map_err(|_| CLOSED.to_owned())?;
+        let asked = async {
+            self.writer.send(command(done)).await.map_err(|_| CLOSED.to_owned())?;
             answer.await.map_err(|_| CLOSED.to_owned())?
         };
-        let limit = self.limits.publish_timeout;
-        tokio::time::timeout(limit, append)
+        let limit = self.limits.write_timeout;
+        tokio::time::timeout(limit, asked)
             .await
             .unwrap_or_else(|_| Err(format!("no commit within {limit:?}; the disk is too slow or blocked")))
     }

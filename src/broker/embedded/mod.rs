@@ -100,6 +100,7 @@ impl Embedded {
         let tasks = TaskTracker::new();
         let task = WriterTask {
             writer,
+            database: engine.database.clone(),
             partitions: engine.partitions.clone(),
             changed: engine.changed.clone(),
             memory: topology.limits.memory,
@@ -168,7 +169,6 @@ impl Embedded {
         if tokio::time::timeout(SHUTDOWN, self.tasks.wait()).await.is_err() {
             tracing::error!(limit = ?SHUTDOWN, "the embedded brokers did not finish writing in time");
         }
-        self.engine.database.close().await;
     }
 }
 

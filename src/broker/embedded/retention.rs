@@ -36,9 +36,11 @@ pub(super) async fn prune(engine: &Engine, partition: &Partition) -> Result<u64,
     let max_age = i64::try_from(retention.max_age.as_millis()).unwrap_or(i64::MAX);
     let max_records = i64::try_from(retention.max_records).unwrap_or(i64::MAX);
     let mut pruned = 0;
+    // Mostly there is nothing to do, which the oldest record alone tells.
+    let mut look = 1;
     while !engine.closing.is_cancelled() {
         let before = Timestamp(Timestamp::now().0.saturating_sub(max_age));
-        let found = engine.database.oldest(partition.id, CHUNK, before).await.map_err(|why| why.to_string())?;
+        let found = engine.database.oldest(partition.id, look, before).await.map_err(|why| why.to_string())?;
         let Some(chunk) = found else { break };
         let end = partition.end();
         let surplus = end.saturating_sub(max_records);
@@ -48,8 +50,12 @@ pub(super) async fn prune(engine: &Engine, partition: &Partition) -> Result<u64,
         if below <= chunk.first {
             break;
         }
+        if look < CHUNK {
+            look = CHUNK;
+            continue;
+        }
         let id = partition.id;
-        engine.command(|done| Command::Prune { partition: id, below, done }).await?;
+        engine.ask(|done| Command::Prune { partition: id, below, done }).await?;
         pruned += (below - chunk.first).unsigned_abs();
         if below < chunk.next {
             break;

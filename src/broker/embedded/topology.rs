@@ -55,8 +55,8 @@ pub struct Limits {
     pub max_message: usize,
     /// Bytes of recent messages, over all logs, that live consumers read without SQL.
     pub memory: usize,
-    /// How long `publish` waits for its commit before it says the broker is down.
-    pub publish_timeout: Duration,
+    /// How long a write waits for its commit before the broker counts as down.
+    pub write_timeout: Duration,
     /// The longest an acknowledgement stays in memory only.
     pub ack_interval: Duration,
     /// How often retention runs.
@@ -70,7 +70,7 @@ impl Default for Limits {
         Self {
             max_message: 1 << 20,
             memory: 64 << 20,
-            publish_timeout: Duration::from_secs(10),
+            write_timeout: Duration::from_secs(10),
             ack_interval: Duration::from_millis(50),
             prune_interval: Duration::from_secs(30),
             max_file: None,

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::database::{PositionRow, RecordRow, Writer};
+use super::database::{Database, PositionRow, RecordRow, Writer};
 use super::group::Group;
 use super::log::{Message, Partition};
 use crate::broker::Encoding;
@@ -75,6 +75,7 @@ pub(super) fn channel() -> (mpsc::Sender<Command>, mpsc::Receiver<Command>) {
 /// Owns the writing connection and the newest messages' memory.
 pub(super) struct WriterTask {
     pub writer: Writer,
+    pub database: Database,
     pub partitions: Arc<[Arc<Partition>]>,
     pub changed: Arc<Changed>,
     /// Bytes of messages that stay in memory.
@@ -128,7 +129,8 @@ fn size(record: &NewRecord) -> usize {
 }
 
 impl WriterTask {
-    /// Runs until cancelled and drained; then writes what was acknowledged and closes.
+    /// Runs until cancelled and drained; then writes what was acknowledged and closes the
+    /// file.
     pub async fn run(mut self, mut commands: mpsc::Receiver<Command>, cancel: CancellationToken) {
         let changed = self.changed.clone();
         let mut flush_at: Option<Instant> = None;
@@ -169,6 +171,8 @@ impl WriterTask {
             }
         }
         self.write(Batch::default(), true).await;
+        // Last, because only a connection that writes can empty the write-ahead log.
+        self.database.close().await;
         if let Err(why) = self.writer.close().await {
             tracing::warn!(error = %why, "the embedded brokers' file was not closed cleanly");
         }

@@ -105,6 +105,7 @@ async fn shutdown_ends_readers_and_refuses_publishers() {
     assert!(within(subscriber.subscribe(&fixture.durable("reader"))).await.is_err());
     let results = try_publish(&*publisher, &[outgoing(&fixture, "alpha", 1)]).await;
     assert!(matches!(&results[0], Err(PublishError::Down(_))), "{results:?}");
+    assert!(!fixture.directory.path().join("brokers.db-wal").exists(), "everything is in the one file");
 }
 
 /// What was accepted before the shutdown is either confirmed and kept, or refused.
