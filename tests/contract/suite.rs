@@ -212,7 +212,7 @@ pub async fn a_receive_given_up_loses_nothing<F: Fixture>() {
 pub async fn a_waiting_receive_wakes_up<F: Fixture>() {
     let fixture = F::start(&["reader"]).await;
     let mut inbound = subscribe(&fixture, &fixture.durable("reader")).await;
-    let waiting = tokio::spawn(async move { consume(&mut *inbound, 1).await });
+    let waiting = event_gateway::task::spawn("reader", async move { consume(&mut *inbound, 1).await });
     expect_pending(&waiting).await;
     publish_series(&fixture, "alpha", 1..=1).await;
     assert_eq!(sequences(&within(waiting).await.unwrap()), [1]);
@@ -317,7 +317,7 @@ pub async fn a_second_reader_takes_over<F: Fixture>() {
     let mut first = subscribe(&fixture, &fixture.durable("reader")).await;
     let held = receive(&mut *first, 3).await;
     let mut second = subscribe(&fixture, &fixture.durable("reader")).await;
-    let takeover = tokio::spawn(async move { consume(&mut *second, 6).await });
+    let takeover = event_gateway::task::spawn("reader", async move { consume(&mut *second, 6).await });
     expect_pending(&takeover).await;
     drop((first, held));
     assert_eq!(sequences(&within(takeover).await.unwrap()), [1, 2, 3, 4, 5, 6]);

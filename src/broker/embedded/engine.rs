@@ -12,10 +12,13 @@ use super::group::{Group, Mode, Standing, Start};
 use super::log::Partition;
 use super::pattern::Filter;
 use super::topology::{Limits, Reads};
-use super::writer::{Changed, Command, NewRecord};
+use super::writer::{Answer, Changed, Command, NewRecord};
 use crate::domain::Broker;
 
 pub(super) const CLOSED: &str = "the embedded brokers are shut down";
+
+/// Of a log or a group, which every broker names for itself.
+type Name = (Broker, Arc<str>);
 
 #[derive(Debug)]
 pub(super) struct Engine {
@@ -23,11 +26,11 @@ pub(super) struct Engine {
     pub limits: Limits,
     pub partitions: Arc<[Arc<Partition>]>,
     /// The slots of each log's partitions, by partition number.
-    pub logs: HashMap<(Broker, Arc<str>), Vec<usize>>,
+    pub logs: HashMap<Name, Vec<usize>>,
     /// Which stream takes a subject.
     pub subjects: Vec<(Arc<str>, usize)>,
     /// Durable groups, by broker and name.
-    pub groups: Mutex<HashMap<(Broker, Arc<str>), Arc<Group>>>,
+    pub groups: Mutex<HashMap<Name, Arc<Group>>>,
     /// Everything that is bound to an exchange, with whose it is.
     bindings: RwLock<HashMap<usize, Vec<Binding>>>,
     pub changed: Arc<Changed>,
@@ -190,10 +193,7 @@ impl Engine {
     }
 
     /// Gives the writer a command and waits for its answer.
-    pub async fn ask<T>(
-        &self,
-        command: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Command,
-    ) -> Result<T, String> {
+    pub async fn ask<T>(&self, command: impl FnOnce(Answer<T>) -> Command) -> Result<T, String> {
         let (done, answer) = oneshot::channel();
         let asked = async {
             self.writer.send(command(done)).await.map_err(|_| CLOSED.to_owned())?;

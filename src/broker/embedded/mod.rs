@@ -24,7 +24,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio_util::task::TaskTracker;
+use parking_lot::Mutex;
+use tokio::task::JoinHandle;
 
 pub use self::log::Message;
 pub use self::topology::{EmbeddedTopology, Exchange, Limits, Retention, Stream, Topic};
@@ -70,7 +71,8 @@ pub struct PartitionEnd {
 /// The three brokers. One per process; the data directory is locked by whoever owns it.
 pub struct Embedded {
     engine: Arc<Engine>,
-    tasks: TaskTracker,
+    /// The writer and the retention, until somebody joins them.
+    tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Embedded {
@@ -97,7 +99,6 @@ impl Embedded {
         let subjects = subjects(&topology, &partitions);
         let (commands, queue) = writer::channel();
         let engine = Arc::new(Engine::new(database, topology.limits, partitions, subjects, commands));
-        let tasks = TaskTracker::new();
         let task = WriterTask {
             writer,
             database: engine.database.clone(),
@@ -109,15 +110,14 @@ impl Embedded {
             held_bytes: 0,
             doubtful: false,
         };
-        tasks.spawn(task.run(queue, engine.closing.clone()));
-        let embedded = Self { engine: engine.clone(), tasks };
+        let task = crate::task::spawn("embedded-writer", task.run(queue, engine.closing.clone()));
+        let embedded = Self { engine: engine.clone(), tasks: Mutex::new(vec![task]) };
 
         for consumer in &topology.consumers {
             let reads = Reads::of(consumer).map_err(EmbeddedError::Declare)?;
             engine.declare(&reads).await.map_err(EmbeddedError::Declare)?;
         }
-        embedded.tasks.spawn(retention::run(engine));
-        embedded.tasks.close();
+        embedded.tasks.lock().push(crate::task::spawn("embedded-retention", retention::run(engine)));
         Ok(embedded)
     }
 
@@ -166,8 +166,17 @@ impl Embedded {
     /// closes the file.
     pub async fn shutdown(&self) {
         self.engine.closing.cancel();
-        if tokio::time::timeout(SHUTDOWN, self.tasks.wait()).await.is_err() {
-            tracing::error!(limit = ?SHUTDOWN, "the embedded brokers did not finish writing in time");
+        let tasks = std::mem::take(&mut *self.tasks.lock());
+        let limit = tokio::time::Instant::now() + SHUTDOWN;
+        for mut task in tasks {
+            match tokio::time::timeout_at(limit, &mut task).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "a task of the embedded brokers did not end well"),
+                Err(_) => {
+                    task.abort();
+                    tracing::error!(limit = ?SHUTDOWN, "the embedded brokers did not finish writing in time");
+                }
+            }
         }
     }
 }

@@ -26,6 +26,9 @@ const MAX_BYTES: usize = 8 << 20;
 /// After a failure nothing is tried for this long unless somebody publishes.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// What came of a command, or why nothing did.
+pub(super) type Answer<T> = oneshot::Sender<Result<T, String>>;
+
 /// A record on its way in.
 #[derive(Debug)]
 pub(super) struct NewRecord {
@@ -41,11 +44,11 @@ pub(super) struct NewRecord {
 #[derive(Debug)]
 pub(super) enum Command {
     /// Answers with the offset of each, or why none was written.
-    Append { records: Vec<NewRecord>, done: oneshot::Sender<Result<Vec<i64>, String>> },
+    Append { records: Vec<NewRecord>, done: Answer<Vec<i64>> },
     /// Deletes the records of a partition's row below an offset.
-    Prune { partition: i64, below: i64, done: oneshot::Sender<Result<(), String>> },
+    Prune { partition: i64, below: i64, done: Answer<()> },
     /// Writes every changed standing now.
-    Flush { done: oneshot::Sender<Result<(), String>> },
+    Flush { done: Answer<()> },
 }
 
 /// Cursors whose standing is to be written. Shared by all who acknowledge.
@@ -91,10 +94,10 @@ pub(super) struct WriterTask {
 /// What one transaction takes.
 #[derive(Default)]
 struct Batch {
-    appends: Vec<(Vec<NewRecord>, oneshot::Sender<Result<Vec<i64>, String>>)>,
+    appends: Vec<(Vec<NewRecord>, Answer<Vec<i64>>)>,
     prunes: Vec<(i64, i64)>,
     /// Who waits for a prune or a flush.
-    waiting: Vec<oneshot::Sender<Result<(), String>>>,
+    waiting: Vec<Answer<()>>,
     flush: bool,
     records: usize,
     bytes: usize,

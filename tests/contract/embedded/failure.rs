@@ -93,7 +93,7 @@ async fn shutdown_ends_readers_and_refuses_publishers() {
     let publisher = fixture.publisher();
     let subscriber = fixture.subscriber();
     let mut inbound = subscribe(&fixture, &fixture.durable("reader")).await;
-    let waiting = tokio::spawn(async move {
+    let waiting = event_gateway::task::spawn("reader", async move {
         let ended = inbound.receive(1).await.unwrap_err();
         let unheard = inbound.ack(&[]).await.unwrap_err();
         (ended, unheard)
@@ -116,7 +116,7 @@ async fn shutdown_drains_what_was_accepted() {
         .map(|lane| {
             let publisher = fixture.publisher();
             let window: Vec<_> = (0..50).map(|n| outgoing(&fixture, &format!("{lane}-{n}"), 1)).collect();
-            tokio::spawn(async move { try_publish(&*publisher, &window).await })
+            event_gateway::task::spawn("lane", async move { try_publish(&*publisher, &window).await })
         })
         .collect();
     tokio::task::yield_now().await;

@@ -2,6 +2,7 @@
 
 mod durability;
 mod failure;
+mod kill;
 mod reading;
 mod retention;
 mod routing;
