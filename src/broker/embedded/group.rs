@@ -4,7 +4,7 @@
 //! handed out, owed again, or done; so the position to keep is the lowest offset still
 //! handed out or owed, and memory is bounded by the members' prefetch.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -88,6 +88,7 @@ pub(super) struct Terms {
 #[derive(Debug)]
 pub(super) struct Taken {
     pub cursor: usize,
+    pub position: Position,
     pub message: Arc<Message>,
     pub redelivered: bool,
 }
@@ -233,7 +234,8 @@ impl Group {
             let before = cursor.next;
             cursor.take(room, |cursor, message, redelivered| {
                 cursor.handed.insert(message.offset, Handed { member, deadline, message: message.clone() });
-                taken.push(Taken { cursor: at, message, redelivered });
+                let position = cursor.partition.position(message.offset);
+                taken.push(Taken { cursor: at, position, message, redelivered });
                 taken.len()
             });
             if cursor.next > before && cursor.handed.is_empty() {
@@ -253,27 +255,23 @@ impl Group {
         (taken, passed)
     }
 
-    /// Acknowledges; true if this changed anything.
-    pub fn ack(&self, member: Member, at: usize, offset: i64) -> bool {
+    /// Acknowledges offsets of cursors; returns the cursors that this changed.
+    pub fn ack(&self, member: Member, places: impl IntoIterator<Item = (usize, i64)>) -> BTreeSet<usize> {
         let mut state = self.state.lock();
         let state = &mut *state;
-        let Some(cursor) = state.cursors.get_mut(at) else { return false };
-        let late = self.mode == Mode::WorkQueue;
-        if let Some(handed) = cursor.handed.get(&offset)
-            && (late || handed.member == member)
-        {
-            if let Some(held) = state.members.get_mut(&handed.member) {
-                *held = held.saturating_sub(1);
+        let mut changed = BTreeSet::new();
+        let mut freed = false;
+        for (at, offset) in places {
+            if state.ack(self.mode, member, at, offset) {
+                changed.insert(at);
+                freed |= state.cursors[at].handed.is_empty();
             }
-            cursor.handed.remove(&offset);
-            // Another member may be waiting for this partition.
-            if cursor.handed.is_empty() && state.members.len() > 1 {
-                self.wake.notify_waiters();
-            }
-            return true;
         }
-        // It came late, but the work is done.
-        late && cursor.returned.remove(&offset).is_some()
+        // Another member may be waiting for a partition.
+        if freed && state.members.len() > 1 {
+            self.wake.notify_waiters();
+        }
+        changed
     }
 
     /// When the next message will be owed again because nobody acknowledged it.
@@ -296,10 +294,6 @@ impl Group {
     /// Messages a lossy reader did not get because it was too slow.
     pub fn skipped(&self) -> u64 {
         self.state.lock().skipped
-    }
-
-    pub fn position(&self, cursor: usize, offset: i64) -> Position {
-        self.state.lock().cursors[cursor].partition.position(offset)
     }
 
     /// The lowest offset of this partition that is still needed.
@@ -336,6 +330,23 @@ impl Group {
 impl State {
     fn held(&self, member: Member) -> usize {
         self.members.get(&member).copied().unwrap_or(0)
+    }
+
+    /// True if the message was owed until now.
+    fn ack(&mut self, mode: Mode, member: Member, at: usize, offset: i64) -> bool {
+        let Some(cursor) = self.cursors.get_mut(at) else { return false };
+        // In a work queue an answer that comes late counts: the work is done.
+        let late = mode == Mode::WorkQueue;
+        match cursor.handed.get(&offset) {
+            Some(handed) if late || handed.member == member => {
+                if let Some(held) = self.members.get_mut(&handed.member) {
+                    *held = held.saturating_sub(1);
+                }
+                cursor.handed.remove(&offset).is_some()
+            }
+            Some(_) => false,
+            None => late && cursor.returned.remove(&offset).is_some(),
+        }
     }
 
     fn expire(&mut self, now: Instant) {

@@ -122,7 +122,7 @@ impl EmbeddedInbound {
                     headers: message.headers.clone(),
                     encoding: message.encoding,
                     body: message.body.clone(),
-                    position: self.group.position(taken.cursor, message.offset),
+                    position: taken.position,
                     key: message.key.clone(),
                     token: AckToken(self.last_token),
                     redelivered: taken.redelivered,
@@ -183,9 +183,10 @@ impl Inbound for EmbeddedInbound {
         if self.engine.closing.is_cancelled() {
             return Err(self.lost(CLOSED));
         }
-        for token in tokens {
-            let Some((cursor, offset)) = self.tokens.remove(&token.0) else { continue };
-            if self.group.ack(self.member, cursor, offset) && !self.private {
+        let places = tokens.iter().filter_map(|token| self.tokens.remove(&token.0));
+        let changed = self.group.ack(self.member, places);
+        if !self.private {
+            for cursor in changed {
                 self.engine.changed.mark(&self.group, cursor);
             }
         }

@@ -132,8 +132,9 @@ impl World {
                 if !self.held[member].is_empty() {
                     let at = which.index(self.held[member].len());
                     let (cursor, offset) = self.held[member].remove(at);
-                    assert!(self.group.ack(self.members[member], cursor, offset));
-                    assert!(!self.group.ack(self.members[member], cursor, offset), "only once");
+                    let ack = || self.group.ack(self.members[member], [(cursor, offset)]);
+                    assert_eq!(ack(), [cursor].into());
+                    assert_eq!(ack(), [].into(), "only once");
                     self.acked.insert((cursor, offset));
                 }
             }
@@ -226,7 +227,7 @@ impl World {
             }
             while !self.held[0].is_empty() {
                 let (cursor, offset) = self.held[0].remove(0);
-                assert!(self.group.ack(self.members[0], cursor, offset));
+                assert_eq!(self.group.ack(self.members[0], [(cursor, offset)]), [cursor].into());
                 self.acked.insert((cursor, offset));
             }
         }
@@ -273,7 +274,7 @@ fn work_goes_on_when_its_time_is_up() {
     let taken = group.take(quick, 1, terms(start + WAIT)).0;
     assert!(taken.len() == 1 && taken[0].redelivered);
     // A late answer counts, whoever has the message now or nobody.
-    assert!(group.ack(slow, 0, 0) && group.ack(slow, 0, 1));
+    assert_eq!(group.ack(slow, [(0, 0), (0, 1)]), [0].into());
     assert!(group.take(quick, 10, terms(start + WAIT)).0.is_empty());
     assert_eq!(group.standing(0).1, Standing { next: 2, unacked: Vec::new() });
 }
