@@ -428,6 +428,15 @@ describe("the page", () => {
     await page.reload();
     await row.waitFor();
     assert.equal(await page.locator('tr.job [data-status="COMPLETED"]').count(), 0);
+    // And it can be given a name.
+    await page.getByRole("button", { name: "Views" }).click();
+    await page.getByLabel("Save these filters as").fill("Failed ones");
+    await page.keyboard.press("Enter");
+    await go("/jobs");
+    await page.getByRole("button", { name: "Views" }).click();
+    await accessible("saved views");
+    await page.getByRole("link", { name: "Failed ones" }).click();
+    await page.waitForURL(/status=FAILED/);
   });
 
   step("says what a cancel will do, does it, and shows it", async () => {
