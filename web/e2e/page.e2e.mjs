@@ -514,6 +514,31 @@ describe("the page", () => {
     await page.setViewportSize({ width: 1360, height: 900 });
   });
 
+  step("does not shift what is being read while it loads", async () => {
+    const other = await context.newPage();
+    const token = await page.evaluate(() => sessionStorage.getItem("event-gateway.token") ?? "");
+    await other.addInitScript((t) => {
+      sessionStorage.setItem("event-gateway.token", t);
+      Object.assign(window, { shift: 0 });
+      new PerformanceObserver((list) => {
+        for (const entry of list.getEntries()) Object.assign(window, { shift: /** @type {any} */ (window).shift + /** @type {any} */ (entry).value });
+      }).observe({ type: "layout-shift", buffered: true });
+    }, token);
+    for (const [path = "", ready = ""] of [
+      ["/jobs", "tr.job"],
+      [`/jobs/${id}`, '[data-type="job.completed"]'],
+      [`/jobs/${id}?tab=deliveries`, '[data-ledger="good"]'],
+    ]) {
+      await other.goto(proxy.url + path);
+      await other.locator(ready).first().waitFor();
+      await other.locator('[data-line="live"]').waitFor();
+      const shift = await other.evaluate(() => /** @type {any} */ (window).shift);
+      // Below 0.1 counts as good; a page that reserves its room is far below.
+      assert.ok(shift < 0.05, `${path} shifts by ${shift}`);
+    }
+    await other.close();
+  });
+
   step("complained about nothing on the console", async () => {
     assert.deepEqual(complaints, []);
   });
