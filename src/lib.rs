@@ -12,6 +12,7 @@ pub mod client;
 pub mod config;
 pub mod consumer;
 pub mod domain;
+pub mod realtime;
 pub mod relay;
 pub mod runner;
 pub mod service;

@@ -7,6 +7,7 @@
 
 pub mod audit;
 pub mod declaration;
+pub mod live;
 pub mod metrics;
 pub mod orchestrator;
 mod runtime;
