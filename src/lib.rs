@@ -12,6 +12,8 @@ pub mod client;
 pub mod config;
 pub mod consumer;
 pub mod domain;
+pub mod http;
+pub mod ops;
 pub mod realtime;
 pub mod relay;
 pub mod runner;

@@ -19,6 +19,10 @@ settings! {
         event_limit: ByteSize = "512kB",
         /// A request that takes longer is answered with 503.
         request_timeout: Duration = "30s",
+        /// Requests that may be open at once; more are answered with 503.
+        max_in_flight: usize = "4096",
+        /// Origins of other pages that may call the API (CORS). Empty: the gateway's own page only.
+        allowed_origins: Vec<String> = "",
     }
 }
 
@@ -30,5 +34,7 @@ impl Check for Http {
         // Brokers refuse messages over 1 MB unless they are told otherwise.
         checks.within("http.event_limit", self.event_limit, ByteSize::kib(1)..=ByteSize::kb(1000));
         checks.within("http.request_timeout", self.request_timeout, Duration::from_secs(1)..=Duration::from_secs(600));
+        checks.within("http.max_in_flight", self.max_in_flight, 16..=1_000_000);
+        checks.origins("http.allowed_origins", &self.allowed_origins);
     }
 }

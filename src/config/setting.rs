@@ -161,6 +161,16 @@ impl Checks<'_> {
         let (low, high) = (range.start().show(), range.end().show());
         self.require(good, key, format!("must be between {low} and {high}"), format!("use {low} to {high}"));
     }
+
+    /// Reports what is neither an origin as browsers send it nor `*`.
+    pub fn origins(&mut self, key: &'static str, origins: &[String]) {
+        for origin in origins {
+            let good =
+                origin == "*" || Url::parse(origin).is_ok_and(|url| url.origin().ascii_serialization() == *origin);
+            let reason = format!("'{origin}' is not an origin");
+            self.require(good, key, reason, "write scheme://host[:port] without a path");
+        }
+    }
 }
 
 /// How a bound is named in a report.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::Timestamp;
+use super::{Event, Timestamp};
 
 /// What a principal may do; see `docs/api.md` for the calls each role opens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
@@ -67,7 +67,18 @@ impl Principal {
 
     /// May this principal see things that belong to `owner`?
     pub fn may_read(&self, owner: &str) -> bool {
-        &*self.user_id == owner || self.has(Role::Operator) || self.has(Role::Auditor)
+        &*self.user_id == owner || self.sees_everything()
+    }
+
+    /// May this principal see this event? The audit trail is not for those it is about.
+    pub fn may_see(&self, event: &Event) -> bool {
+        let audit = &*event.event_type.aggregate == "audit";
+        self.may_read(if audit { "" } else { &event.user_id })
+    }
+
+    /// Sees what belongs to others.
+    pub fn sees_everything(&self) -> bool {
+        self.has(Role::Operator) || self.has(Role::Auditor)
     }
 
     /// May this principal change things that belong to `owner`?

@@ -6,6 +6,7 @@
 pub mod agents;
 pub mod committer;
 pub mod error;
+mod ingest;
 mod jobs;
 mod submit;
 mod worker;
@@ -25,8 +26,10 @@ use crate::store::{
 use agents::Agents;
 use committer::Committer;
 pub use error::{FieldError, ServiceError};
+pub use ingest::{IngestEvent, Ingested};
+use submit::encode;
 pub use submit::{BatchItem, SubmitJob};
-pub use worker::{ClaimRequest, Directive, Sample, SamplesReport, StatusReport};
+pub use worker::{ClaimRequest, Directive, ReportedStatus, Sample, SamplesReport, StatusReport};
 
 /// Everything about the caller that a use case needs.
 #[derive(Clone, Debug)]

@@ -134,7 +134,20 @@ impl EventService {
         response: StoredResponse,
     ) -> Result<Answer, ServiceError> {
         unit.idempotency = self.idempotency(context, route, raw, response.clone());
-        let _in_flight = unit.idempotency.as_ref().map(|claim| self.begin(&claim.key)).transpose()?;
+        if unit.idempotency.is_some() {
+            return self.commit_claimed(unit).await;
+        }
+        self.accept(unit).await?;
+        Ok(answer(response, false))
+    }
+
+    /// Commits a unit that carries an idempotency claim, whose answer it is.
+    pub(super) async fn commit_claimed(&self, unit: Unit) -> Result<Answer, ServiceError> {
+        let Some(claim) = &unit.idempotency else {
+            return Err(ServiceError::Internal("a claim is missing".into()));
+        };
+        let response = claim.response.clone();
+        let _in_flight = self.begin(&claim.key)?;
         match self.committer.accept(unit).await? {
             Outcome::Committed { .. } => Ok(answer(response, false)),
             Outcome::Repeated(stored) => Ok(answer(stored, true)),
@@ -257,6 +270,6 @@ fn answer(response: StoredResponse, repeated: bool) -> Answer {
     Answer { status: response.status, location: response.location, body: response.body, repeated }
 }
 
-fn encode<T: Serialize>(value: &T) -> Result<Bytes, ServiceError> {
+pub(super) fn encode<T: Serialize>(value: &T) -> Result<Bytes, ServiceError> {
     serde_json::to_vec(value).map(Bytes::from).map_err(|error| ServiceError::Internal(error.to_string()))
 }

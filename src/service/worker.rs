@@ -108,6 +108,20 @@ impl StatusReport {
         if self.progress.is_some_and(|p| !(0.0..=1.0).contains(&p)) {
             errors.push(FieldError::new("progress", "out_of_range", "must be between 0 and 1"));
         }
+        let optional = |text: &Option<String>| text.as_ref().map_or(0, |text| text.chars().count());
+        at_most(&mut errors, "reason", optional(&self.reason), 1_000);
+        at_most(&mut errors, "external_job_id", optional(&self.external_job_id), 200);
+        if let Some(error) = &self.error {
+            at_most(&mut errors, "error.code", error.code.chars().count(), 100);
+            at_most(&mut errors, "error.message", error.message.chars().count(), 4_000);
+            at_most(&mut errors, "error.stack_trace", optional(&error.stack_trace), 16_000);
+        }
+        if let Some(result) = &self.result {
+            at_most(&mut errors, "result.output_location", result.output_location.chars().count(), 2_000);
+            if result.result_size_bytes < 0 {
+                errors.push(FieldError::new("result.result_size_bytes", "out_of_range", "must not be negative"));
+            }
+        }
         let report = match self.status {
             ReportedStatus::Running => Some(Report::Running {
                 progress: self.progress,
@@ -129,6 +143,23 @@ impl StatusReport {
             Some(report) if errors.is_empty() => Ok(report),
             _ => Err(errors),
         }
+    }
+}
+
+impl Sample {
+    fn check(&self, index: usize, errors: &mut Vec<FieldError>) {
+        let field = |name: &str| format!("samples.{index}.{name}");
+        at_most(errors, field("host"), self.host.as_ref().map_or(0, |host| host.chars().count()), 200);
+        if self.sample_interval_seconds < 0.0 {
+            errors.push(FieldError::new(field("sample_interval_seconds"), "out_of_range", "must not be negative"));
+        }
+    }
+}
+
+/// `chars` characters of text, at most `most`.
+fn at_most(errors: &mut Vec<FieldError>, field: impl Into<String>, chars: usize, most: usize) {
+    if chars > most {
+        errors.push(FieldError::new(field, "out_of_range", format!("must have at most {most} characters")));
     }
 }
 
@@ -182,6 +213,18 @@ impl EventService {
                 "out_of_range",
                 "must be between 1 and 500",
             )]));
+        }
+        let mut errors = Vec::new();
+        for (index, name) in request.agents.iter().enumerate() {
+            let wrong = match self.agents.get(name) {
+                Some(agent) if agent.runner == RunnerKind::External => continue,
+                Some(agent) => ("not_external", format!("'{name}' is run by {}, not by workers", agent.runner)),
+                None => ("unknown_agent", format!("'{name}' is not configured; GET /api/v1/agents lists the agents")),
+            };
+            errors.push(FieldError::new(format!("agents.{index}"), wrong.0, wrong.1));
+        }
+        if !errors.is_empty() {
+            return Err(ServiceError::Invalid(errors));
         }
         let agents: Vec<Arc<str>> = request.agents.iter().map(|name| Arc::from(name.as_str())).collect();
         self.claim(RunnerKind::External, &agents, claimant, request.max, self.options.external_lease_ms, false).await
@@ -240,6 +283,11 @@ impl EventService {
                 "out_of_range",
                 "takes 1 to 100 samples",
             )]));
+        }
+        let mut errors = Vec::new();
+        report.samples.iter().enumerate().for_each(|(index, sample)| sample.check(index, &mut errors));
+        if !errors.is_empty() {
+            return Err(ServiceError::Invalid(errors));
         }
         let job = self.store.job(id).await?.ok_or(ServiceError::NotFound)?;
         if job.attempt != report.attempt {

@@ -3,6 +3,8 @@
 pub mod facts;
 mod log;
 pub mod metrics;
+pub mod readiness;
 
 pub use log::{LogError, init};
 pub use metrics::{ConsumerMetrics, Metrics};
+pub use readiness::{Latch, Readiness};

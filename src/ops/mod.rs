@@ -1,0 +1,3 @@
+//! What operators ask: where an event is, what waits, what is broken.
+
+pub mod ledger;
