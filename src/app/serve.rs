@@ -1,31 +1,212 @@
 //! `event-gateway serve`: the core with its front ends, from start to shutdown.
 
-use tokio::signal::unix::{SignalKind, signal};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::serve::ListenerExt;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::core::{Core, StartError};
 use super::lock::DataDirLock;
+use crate::auth::Authenticator;
+use crate::broker::Source;
 use crate::config::Config;
+use crate::consumer::live::Live;
+use crate::http::{AppState, HttpOptions, router};
+use crate::ops::ledger::Ledger;
+use crate::realtime::{self, Realtime};
+use crate::runner::control::ServiceControl;
+use crate::runner::{Runner, RunnerOptions};
 use crate::telemetry::Metrics;
+use crate::telemetry::readiness::{Latch, Readiness};
 
-/// Runs the gateway until TERM or INT. A second signal exits at once.
+/// How often readiness asks the store whether it answers.
+const STORE_CHECK: Duration = Duration::from_secs(2);
+
+/// Everything that runs, and how to stop it.
+struct Gateway {
+    core: Core,
+    http: JoinHandle<std::io::Result<()>>,
+    sockets: JoinHandle<()>,
+    live: Vec<JoinHandle<()>>,
+    runner: JoinHandle<()>,
+    watch: JoinHandle<()>,
+    stop_http: CancellationToken,
+    stop_sockets: CancellationToken,
+    stop_runner: CancellationToken,
+}
+
+/// Runs the gateway until TERM or INT. A second signal exits at once with code 130.
 ///
 /// # Errors
 /// It did not start; nothing runs any more.
 pub async fn serve(config: Config) -> Result<(), StartError> {
     let _lock = DataDirLock::take(&config.data.dir)?;
-    let core = Core::start(&config, Metrics::new()).await?;
-    stop_signal().await;
-    core.stop().await;
+    // Bound early: an address in use is known before anything is opened.
+    let address = config.http.listen;
+    let listener =
+        TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
+    let mut signals = Signals::new()?;
+    let gateway = Gateway::start(&config, listener).await?;
+    signals.wait().await;
+    tracing::info!(limit = ?config.shutdown.limit, "stopping");
+    tokio::select! {
+        stopped = tokio::time::timeout(config.shutdown.limit, gateway.stop()) => match stopped {
+            Ok(()) => tracing::info!("stopped"),
+            Err(_) => tracing::warn!("not everything ended in time; what is left is in the store and goes on next time"),
+        },
+        () = signals.wait() => {
+            tracing::warn!("a second signal: exiting at once");
+            std::process::exit(130);
+        }
+    }
     Ok(())
 }
 
-async fn stop_signal() {
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
-        tracing::error!("signals cannot be watched; stopping");
-        return;
-    };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+impl Gateway {
+    async fn start(config: &Config, listener: TcpListener) -> Result<Self, StartError> {
+        let metrics = Metrics::new();
+        let readiness = Readiness::new(metrics.clone());
+        let (store_latch, brokers, sockets_latch) =
+            (readiness.latch("store"), readiness.latch("brokers"), readiness.latch("sockets"));
+
+        let datasets = config.runner.datasets_dir.clone();
+        std::fs::create_dir_all(&datasets)
+            .and_then(|()| crate::agents::install(&datasets))
+            .map_err(|source| StartError::Io { path: datasets, source })?;
+        let auth = Authenticator::new(&config.auth, &config.data.dir)?;
+        let core = Core::start(config, metrics.clone()).await?;
+        store_latch.up();
+        brokers.up();
+
+        let realtime =
+            Realtime::new(realtime::Options::from(&config.live), core.store.clone(), auth.clone(), metrics.clone());
+        let (stop_sockets, stop_runner, stop_http) =
+            (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let sockets = crate::task::spawn("sockets", realtime.clone().run(stop_sockets.clone()));
+        let live = live(&core, &realtime).spawn(&stop_sockets);
+        sockets_latch.up();
+
+        let runner = runner(config, &core)?;
+        let runner = crate::task::spawn("runner", runner.run(stop_runner.clone()));
+
+        let state = AppState {
+            service: core.service.clone(),
+            auth,
+            ledger: Arc::new(Ledger::new(core.store.clone(), core.declarations.clone())),
+            metrics,
+            readiness,
+            options: HttpOptions::new(config, core.instance.to_string()),
+        };
+        let routes = router(state).merge(realtime.routes());
+        let address = listener.local_addr().map_err(|source| StartError::Listen { address: config.http.listen, source })?;
+        let http = crate::task::spawn("http", listen(listener, routes, stop_http.clone()));
+        let watch = crate::task::spawn("store-watch", watch_store(core.store.clone(), store_latch, [brokers, sockets_latch]));
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            instance = %core.instance,
+            epoch = core.epoch,
+            development = config.is_development(),
+            data = %config.data.dir.display(),
+            "listening on http://{address}"
+        );
+        Ok(Self { core, http, sockets, live, runner, watch, stop_http, stop_sockets, stop_runner })
+    }
+
+    /// In order: nothing new comes in, runs end and are reported, sockets are told, then
+    /// the core drains.
+    async fn stop(self) {
+        self.watch.abort();
+        self.stop_http.cancel();
+        self.stop_runner.cancel();
+        ended("runner", self.runner.await);
+        self.stop_sockets.cancel();
+        ended("sockets", self.sockets.await);
+        for task in self.live {
+            ended("live", task.await);
+        }
+        // Connections that clients keep open do not hold up the rest.
+        match tokio::time::timeout(Duration::from_secs(2), self.http).await {
+            Ok(Ok(Err(error))) => tracing::error!(%error, "the listener failed"),
+            Ok(Err(error)) => tracing::error!(%error, "the listener did not end well"),
+            Ok(Ok(Ok(()))) | Err(_) => {}
+        }
+        self.core.stop().await;
+    }
+}
+
+fn ended(what: &str, result: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = result {
+        tracing::error!(what, %error, "a task did not end well");
+    }
+}
+
+fn live(core: &Core, realtime: &Realtime) -> Live {
+    let broadcast = Source::Queue { name: "websocket-broadcast".into(), bindings: Vec::new(), exclusive: true };
+    Live {
+        realtime: realtime.clone(),
+        store: core.store.clone(),
+        subscriber: core.subscriber(&broadcast),
+        catalogue: core.catalogue.clone(),
+        metrics: core.metrics.clone(),
+        instance: core.instance.clone(),
+        epoch: core.epoch,
+    }
+}
+
+fn runner(config: &Config, core: &Core) -> Result<Runner, StartError> {
+    let wrong = |error: &dyn std::fmt::Display| StartError::Runner(error.to_string());
+    let this = std::env::current_exe().map_err(|error| wrong(&error))?;
+    let options = RunnerOptions::new(&config.runner, &config.agents(), &this, config.shutdown.limit);
+    let commands = core.subscriber(&super::core::process_runner_subscription().source);
+    // No other life of this instance has this name.
+    let claimant = format!("process:{}:{}", core.instance, core.epoch);
+    Runner::new(Arc::new(ServiceControl(core.service.clone())), commands, claimant.into(), options).map_err(|error| wrong(&error))
+}
+
+async fn listen(listener: TcpListener, routes: Router, stop: CancellationToken) -> std::io::Result<()> {
+    let listener = listener.tap_io(|stream| {
+        // Small frames to many sockets: waiting for more to send costs a factor of two.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY");
+        }
+    });
+    axum::serve(listener, routes.into_make_service_with_connect_info::<std::net::SocketAddr>())
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
+}
+
+/// Keeps the store's latch true. Aborted at shutdown; holds the other latches till then.
+async fn watch_store(store: Arc<dyn crate::store::Store>, latch: Latch, _others: [Latch; 2]) {
+    loop {
+        tokio::time::sleep(STORE_CHECK).await;
+        match store.ping().await {
+            Ok(()) => latch.up(),
+            Err(error) => latch.down(&error.to_string()),
+        }
+    }
+}
+
+/// TERM and INT.
+struct Signals {
+    term: Signal,
+    int: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, StartError> {
+        let watch = |kind| signal(kind).map_err(|source| StartError::Io { path: "signals".into(), source });
+        Ok(Self { term: watch(SignalKind::terminate())?, int: watch(SignalKind::interrupt())? })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
     }
 }

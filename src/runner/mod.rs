@@ -41,6 +41,7 @@
 //! behind is killed. Output files should appear whole: write another name, then rename.
 
 mod commands;
+pub mod control;
 pub mod datasets;
 mod family;
 mod log;

@@ -1,6 +1,6 @@
 //! Starts and ends a real gateway, and looks into what it left on disk.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -20,7 +20,6 @@ pub const SECRET: &str = "a secret of the tests, long enough for HS256";
 pub struct Gateway {
     child: Child,
     pub url: String,
-    pub data_dir: PathBuf,
 }
 
 impl Gateway {
@@ -63,7 +62,7 @@ impl Gateway {
                 }
             }
         });
-        let gateway = Self { child, url: address, data_dir: data_dir.to_owned() };
+        let gateway = Self { child, url: address };
         gateway.ready().await;
         gateway
     }
