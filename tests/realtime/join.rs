@@ -96,7 +96,7 @@ async fn resume_takes_several_channels_and_answers_each() {
     assert_eq!(of("nonsense")["error"]["code"], "unknown_channel");
     gateway.report(one, 1).await;
     // Once per joined channel.
-    let mut got = vec![client.event().await, client.event().await];
+    let mut got = [client.event().await, client.event().await];
     got.sort_by_key(|event| event.channel().to_owned());
     assert_eq!((got[0].channel(), got[0].offset()), (format!("job:{one}").as_str(), 3));
     assert_eq!((got[1].channel(), got[1].offset()), ("user:ada", 5));
@@ -158,7 +158,7 @@ async fn a_join_among_commits_misses_nothing_and_repeats_nothing() {
     // Two committers, so that the queue's order is not the store's.
     for _ in 0..2 {
         let (gateway, stop) = (gateway.clone(), stop.clone());
-        tasks.push(tokio::spawn(async move {
+        tasks.push(event_gateway::task::spawn("test", async move {
             while !stop.load(Ordering::Relaxed) {
                 gateway.commit(vec![gateway.progress(job)]).await;
             }
@@ -167,7 +167,7 @@ async fn a_join_among_commits_misses_nothing_and_repeats_nothing() {
     let mut joiners = Vec::new();
     for _ in 0..4 {
         let gateway = gateway.clone();
-        joiners.push(tokio::spawn(async move {
+        joiners.push(event_gateway::task::spawn("test", async move {
             let mut client = gateway.operator().await;
             let mut cursor = 2;
             for round in 0..JOINS / 4 {
