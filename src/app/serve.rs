@@ -48,8 +48,7 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
     let _lock = DataDirLock::take(&config.data.dir)?;
     // Bound early: an address in use is known before anything is opened.
     let address = config.http.listen;
-    let listener =
-        TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
+    let listener = TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
     let mut signals = Signals::new()?;
     let gateway = Gateway::start(&config, listener).await?;
     signals.wait().await;
@@ -103,9 +102,11 @@ impl Gateway {
             options: HttpOptions::new(config, core.instance.to_string()),
         };
         let routes = router(state).merge(realtime.routes());
-        let address = listener.local_addr().map_err(|source| StartError::Listen { address: config.http.listen, source })?;
+        let address =
+            listener.local_addr().map_err(|source| StartError::Listen { address: config.http.listen, source })?;
         let http = crate::task::spawn("http", listen(listener, routes, stop_http.clone()));
-        let watch = crate::task::spawn("store-watch", watch_store(core.store.clone(), store_latch, [brokers, sockets_latch]));
+        let watch =
+            crate::task::spawn("store-watch", watch_store(core.store.clone(), store_latch, [brokers, sockets_latch]));
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             instance = %core.instance,
@@ -165,7 +166,8 @@ fn runner(config: &Config, core: &Core) -> Result<Runner, StartError> {
     let commands = core.subscriber(&super::core::process_runner_subscription().source);
     // No other life of this instance has this name.
     let claimant = format!("process:{}:{}", core.instance, core.epoch);
-    Runner::new(Arc::new(ServiceControl(core.service.clone())), commands, claimant.into(), options).map_err(|error| wrong(&error))
+    Runner::new(Arc::new(ServiceControl(core.service.clone())), commands, claimant.into(), options)
+        .map_err(|error| wrong(&error))
 }
 
 async fn listen(listener: TcpListener, routes: Router, stop: CancellationToken) -> std::io::Result<()> {

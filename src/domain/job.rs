@@ -76,24 +76,14 @@ impl JobStatus {
 
 text_enum! {
     /// The order in which queued jobs are claimed; later variants first.
-    Priority { Low = "low", Normal = "normal", High = "high" }
-}
-
-impl Default for Priority {
-    fn default() -> Self {
-        Self::Normal
-    }
+    #[derive(Default)]
+    Priority { Low = "low", #[default] Normal = "normal", High = "high" }
 }
 
 text_enum! {
     /// The supercomputer a job is meant for.
-    TaccSystem { Frontera = "frontera", Stampede3 = "stampede3", Lonestar6 = "lonestar6", Other = "other" }
-}
-
-impl Default for TaccSystem {
-    fn default() -> Self {
-        Self::Other
-    }
+    #[derive(Default)]
+    TaccSystem { Frontera = "frontera", Stampede3 = "stampede3", Lonestar6 = "lonestar6", #[default] Other = "other" }
 }
 
 text_enum! {

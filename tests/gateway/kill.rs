@@ -191,10 +191,11 @@ async fn check(dir: &Path, answered: &HashMap<String, String>) {
         let before = last.insert(key.clone(), sequence);
         assert!(before.is_none_or(|before| before < sequence), "{key:?}: {sequence} after {before:?}");
     }
-    let legs = sqlx::query("SELECT e.event_id, l.broker FROM legs AS l JOIN events AS e USING (position) WHERE l.state = 1")
-        .fetch_all(&mut store)
-        .await
-        .unwrap();
+    let legs =
+        sqlx::query("SELECT e.event_id, l.broker FROM legs AS l JOIN events AS e USING (position) WHERE l.state = 1")
+            .fetch_all(&mut store)
+            .await
+            .unwrap();
     let owed: HashSet<(i64, String)> = legs
         .iter()
         .map(|row| {

@@ -69,10 +69,7 @@ pub fn submit(job: &Job) -> Unit {
 }
 
 pub fn command(job: Id, command: JobCommand) -> Unit {
-    Unit {
-        jobs: vec![JobWrite { job_id: job, command, cause: Cause::root(), drafts: Vec::new() }],
-        ..Unit::default()
-    }
+    Unit { jobs: vec![JobWrite { job_id: job, command, cause: Cause::root(), drafts: Vec::new() }], ..Unit::default() }
 }
 
 pub fn claim(key: &str, body: u8) -> IdempotencyClaim {

@@ -44,7 +44,10 @@ pub async fn a_refused_unit_leaves_nothing_and_others_go_through(opened: &Opened
     mixed.idempotency = Some(claim("mixed", 1));
     let outcomes = commit(opened, vec![mixed, submit(&two)]).await;
     assert!(
-        matches!(outcomes[..], [Outcome::Refused { index: 1, refusal: JobRefusal::NotFound }, Outcome::Committed { .. }]),
+        matches!(
+            outcomes[..],
+            [Outcome::Refused { index: 1, refusal: JobRefusal::NotFound }, Outcome::Committed { .. }]
+        ),
         "{outcomes:?}"
     );
     assert_eq!(opened.store.job(one.id).await.unwrap().unwrap().status, JobStatus::Queued);
@@ -155,7 +158,7 @@ pub async fn consumers_without_order_park_nothing(opened: &Opened) {
 }
 
 pub async fn claims_take_the_best_job_and_only_once(opened: &Opened) {
-    let mut jobs = vec![job("ada"), job("ada"), job("ada")];
+    let mut jobs = [job("ada"), job("ada"), job("ada")];
     jobs[2].priority = Priority::High;
     commit(opened, jobs.iter().map(submit).collect()).await;
     let best = opened.store.claimable(RunnerKind::External, &[], 10).await.unwrap();
@@ -189,7 +192,10 @@ pub async fn a_stale_report_is_refused_and_a_repeat_writes_nothing(opened: &Open
     assert!(committed(opened, done()).await.is_empty(), "a repeat");
     let outcomes = commit(opened, vec![report(id, 2, Report::Cancelled { reason: String::new() })]).await;
     assert!(
-        matches!(outcomes[..], [Outcome::Refused { refusal: JobRefusal::StaleAttempt { reported: 2, current: 1 }, .. }]),
+        matches!(
+            outcomes[..],
+            [Outcome::Refused { refusal: JobRefusal::StaleAttempt { reported: 2, current: 1 }, .. }]
+        ),
         "{outcomes:?}"
     );
     assert_eq!(history(opened, id).await.len(), 4);
@@ -292,13 +298,7 @@ pub async fn lists_page_without_holes(opened: &Opened) {
 
 pub async fn due_retries_and_lapsed_leases_are_found(opened: &Opened) {
     let id = running(opened).await;
-    let error = JobError {
-        code: "x".into(),
-        message: "y".into(),
-        retriable: true,
-        exit_code: None,
-        stack_trace: None,
-    };
+    let error = JobError { code: "x".into(), message: "y".into(), retriable: true, exit_code: None, stack_trace: None };
     committed(opened, report(id, 1, Report::Failed { error, counted: true })).await;
     let (due, next) = opened.store.due_retries(Timestamp::now(), 10).await.unwrap();
     assert!(due.is_empty() && next.is_some(), "a second from now");

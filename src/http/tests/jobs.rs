@@ -183,10 +183,10 @@ async fn filters_narrow_the_list_and_the_summary() {
         let page = call.send().await.ok();
         page["items"].as_array().unwrap().iter().map(|job| job["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
-    assert_eq!(ids("status=QUEUED", None).await, [queued.clone()]);
+    assert_eq!(ids("status=QUEUED", None).await, std::slice::from_ref(&queued));
     assert_eq!(ids("status=QUEUED,CANCELLED&limit=500", None).await, [cancelled.clone(), queued.clone()]);
     assert_eq!(ids("status=RUNNING", None).await, [""; 0]);
-    assert_eq!(ids(&format!("q={queued}"), None).await, [queued.clone()]);
+    assert_eq!(ids(&format!("q={queued}"), None).await, std::slice::from_ref(&queued));
     assert_eq!(ids("q=anything%20at", None).await.len(), 2);
     assert_eq!(ids("user=ada", None).await.len(), 2);
     assert_eq!(ids("agent=external&user=&status=", None).await.len(), 2, "empty counts as missing");

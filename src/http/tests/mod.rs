@@ -89,7 +89,6 @@ impl Default for Setup {
 struct Gateway {
     router: Router,
     store: Arc<dyn Store>,
-    service: Arc<EventService>,
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
     auth: Arc<Authenticator>,
@@ -148,7 +147,7 @@ impl Gateway {
             readiness: readiness.clone(),
             options: HttpOptions::new(&config, "test-1"),
         };
-        Self { router: router(state), store, service, metrics, readiness, auth, dir }
+        Self { router: router(state), store, metrics, readiness, auth, dir }
     }
 
     fn token(&self, user: &str, roles: &[Role]) -> String {
@@ -206,6 +205,7 @@ struct Call<'g> {
     body: Body,
 }
 
+#[expect(clippy::wrong_self_convention, reason = "a builder: as_worker and from_peer read as the sentence of a test")]
 impl Call<'_> {
     /// Sets a header; the last one of a name counts.
     fn header(mut self, name: &str, value: &str) -> Self {
