@@ -12,7 +12,7 @@ settings! {
         /// Rooms one socket may be in.
         max_rooms: usize = "100",
         /// Updates that wait for a slow reader before it loses its rooms.
-        queue_len: usize = "256",
+        queue_len: usize = "1024",
         /// How often the server pings a socket.
         ping_interval: Duration = "30s",
         /// A socket that does not answer a ping for this long is closed.
