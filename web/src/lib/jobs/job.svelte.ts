@@ -10,7 +10,7 @@ import { live } from "../live/live.svelte";
 import { poll, reach } from "../live/poll.svelte";
 import type { Gap, JobUpdate, Snapshot, TelemetryUpdate } from "../live/protocol";
 import { applyUpdate, isOpen, isProgressOnly } from "./apply";
-import { fromEvent, fromUpdate, merge, type TimelineEvent } from "./timeline";
+import { fromEvent, fromUpdate, merge, openGaps, type TimelineEvent } from "./timeline";
 
 const EVENTS_PAGE = 500;
 /** Longer histories are read on demand. */
@@ -131,16 +131,12 @@ export class JobView {
       }
       this.eventsRead = true;
       this.eventsProblem = null;
+      this.gaps = openGaps(this.events, this.gaps);
       return true;
     } catch (thrown) {
       if (!this.#stopped) this.eventsProblem = asApiError(thrown);
       return false;
     }
-  }
-
-  /** Fills what a gap skipped from the history, after which it is none. */
-  async fillGaps(): Promise<void> {
-    if (await this.readEvents(EVENTS_PAGES)) this.gaps = [];
   }
 
   async readSamples(): Promise<void> {
@@ -191,7 +187,7 @@ export class JobView {
   }
 
   #gap(gap: Gap): void {
-    if (gap.channel === `job:${this.id}`) this.gaps = [...this.gaps, gap];
+    if (gap.channel === `job:${this.id}`) this.gaps = openGaps(this.events, [...this.gaps, gap]);
   }
 
   #snapshot(snapshot: Snapshot): void {

@@ -2,7 +2,7 @@ import { expect, it } from "vitest";
 import type { GatewayEvent } from "../api/types";
 import type { Gap } from "../live/protocol";
 import { iso, JOB_ID } from "./fixtures";
-import { chapters, fromEvent, fromUpdate, headline, merge, type TimelineEvent } from "./timeline";
+import { chapters, fromEvent, fromUpdate, headline, merge, openGaps, type TimelineEvent } from "./timeline";
 
 function event(sequence: number, type: string, payload: Record<string, unknown>, over: Partial<GatewayEvent> = {}) {
   return fromEvent({
@@ -83,6 +83,12 @@ it("shows a gap where it happened", () => {
   expect(first?.entries.map((e) => e.kind)).toEqual(["event", "event"]);
   expect(second?.entries.map((e) => e.kind)).toEqual(["gap", "event", "event", "event", "event"]);
   expect(chapters(history.slice(0, 2), [gap])[0]?.entries.at(-1)?.kind).toBe("gap");
+});
+
+it("forgets a gap that the history has filled", () => {
+  const gap: Gap = { channel: `job:${JOB_ID}`, from: 2, to: 5, skipped: 3, at: 0 };
+  expect(openGaps([...history.slice(0, 3), ...history.slice(5)], [gap])).toEqual([gap]);
+  expect(openGaps(history, [gap])).toEqual([]);
 });
 
 it("says each event in words", () => {

@@ -79,6 +79,16 @@ function zip(own: TimelineEvent[], others: TimelineEvent[]): TimelineEvent[] {
   return [...out, ...others.slice(next)];
 }
 
+/** The gaps that the history has not filled meanwhile. */
+export function openGaps(events: TimelineEvent[], gaps: Gap[]): Gap[] {
+  if (gaps.length === 0) return gaps;
+  const offsets = events.flatMap((e) => (e.offset === null ? [] : [e.offset]));
+  return gaps.filter((gap) => {
+    const there = new Set(offsets.filter((o) => o > gap.from && o <= gap.to));
+    return there.size < gap.to - gap.from;
+  });
+}
+
 export type Entry =
   | { kind: "event"; event: TimelineEvent }
   | { kind: "progress"; events: TimelineEvent[]; from: number | null; to: number | null }
@@ -163,13 +173,13 @@ function progressOf(event: TimelineEvent): number | null {
 }
 
 /** One line for an event, in words. */
-export function headline(event: TimelineEvent): string {
+export function headline(event: Pick<TimelineEvent, "type" | "payload">): string {
   const p = event.payload;
   switch (event.type) {
     case "job.submitted":
       return "Submitted";
     case "SubmitJobRequested":
-      return `Command to the ${String(p["runner"] ?? "")} runner`;
+      return typeof p["runner"] === "string" ? `Command to the ${p["runner"]} runner` : "Command to the runner";
     case "CancelJobRequested":
       return "Command to cancel";
     case "job.status.changed":
@@ -197,6 +207,7 @@ function statusLine(p: Record<string, unknown>): string {
   if (to === "RUNNING" && p["previous_status"] === "RUNNING")
     return typeof progress === "number" ? `Progress ${percent(progress)}` : "Progress";
   if (to === "RUNNING") return "Started";
+  if (to === "") return "Status changed";
   if (to === "QUEUED") return p["previous_status"] === "FAILED" ? "Queued again" : "Queued";
   return `Status: ${to.toLowerCase()}`;
 }

@@ -56,6 +56,7 @@ class Live {
 
   #socket: Socket | null = null;
   #token: string | null = null;
+  #userId: string | null = null;
   #rooms = new Map<string, Room>();
   #listeners = new Set<Listener>();
   #seen = new Seen(REMEMBERED_IDS);
@@ -69,12 +70,15 @@ class Live {
   /** Opens the line for a user; `expiring` is told when the token nears its end. */
   open(token: string, userId: string, expiring: (at: string) => void): void {
     this.#expiring = expiring;
-    if (this.#socket !== null) {
+    if (this.#socket !== null && this.#userId === userId) {
       if (this.#token === token) return;
       this.#token = token;
       this.#socket.emit("auth_refresh", { token });
       return;
     }
+    // A line belongs to one user: somebody else gets another.
+    this.close();
+    this.#userId = userId;
     this.#token = token;
     this.state = "connecting";
     // The server joins this room by itself; it is here for its offset.
@@ -114,7 +118,7 @@ class Live {
     this.#retryTimer = this.#reportTimer = null;
     const socket = this.#socket;
     this.#socket = null;
-    this.#token = null;
+    this.#token = this.#userId = null;
     this.#rooms.clear();
     this.#unreported.clear();
     socket?.disconnect();

@@ -234,3 +234,15 @@ it("refreshes a new token on the open line", async () => {
   live.open("t2", "ada", () => undefined);
   expect(socket.sent).toContainEqual(["auth_refresh", { token: "t2" }]);
 });
+
+it("opens another line for another user", async () => {
+  const { live } = await watching(3);
+  const before = socket;
+  socket = new FakeSocket();
+  answering({});
+  live.open("t3", "grace", () => undefined);
+  expect([before.connected, before.sent.some(([event]) => event === "auth_refresh")]).toEqual([false, false]);
+  socket.connect();
+  await settle();
+  expect(live.channels()).toEqual([{ name: "user:grace", offset: 0 }]);
+});
