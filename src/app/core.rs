@@ -25,7 +25,7 @@ use crate::runner::datasets;
 use crate::service::agents::{AgentOptions, Agents, Dataset, Datasets};
 use crate::service::committer::{Committer, CommitterOptions};
 use crate::service::{EventService, ServiceOptions};
-use crate::store::sqlite::SqliteStore;
+use crate::store::sqlite::{SqliteOptions, SqliteStore};
 use crate::store::{BrokerEnd, Store, StoreError};
 use crate::telemetry::Metrics;
 
@@ -150,7 +150,11 @@ impl Core {
         let factory = Arc::new(EventFactory::new(catalogue.clone(), agents.api_claimed(), limit));
 
         let StoreUrl::Sqlite(path) = &config.store.url;
-        let sqlite = SqliteStore::open(path, factory.clone()).await?;
+        let reading = SqliteOptions {
+            readers: u32::try_from(config.store.readers).unwrap_or(u32::MAX),
+            read_timeout: config.store.read_timeout,
+        };
+        let sqlite = SqliteStore::open_with(path, factory.clone(), reading).await?;
         let instance: Arc<str> = config.instance.id.as_str().into();
         let epoch = sqlite.next_epoch(&instance).await?;
         let store: Arc<dyn Store> = Arc::new(sqlite);

@@ -32,11 +32,20 @@ use crate::domain::job::{Job, RunnerKind};
 use crate::domain::{Broker, Channel, Event, Id, Timestamp};
 use history::EventReader;
 
-/// A read that takes longer is given up, so that checkpoints can go on.
-const READ_LIMIT: Duration = Duration::from_secs(1);
+/// How the store reads.
+#[derive(Clone, Copy, Debug)]
+pub struct SqliteOptions {
+    /// How many reads run at once.
+    pub readers: u32,
+    /// A read that takes longer is given up, so that checkpoints can go on.
+    pub read_timeout: Duration,
+}
 
-/// How many reads run at once.
-const READERS: u32 = 4;
+impl Default for SqliteOptions {
+    fn default() -> Self {
+        Self { readers: 4, read_timeout: Duration::from_secs(1) }
+    }
+}
 
 /// The embedded store.
 #[derive(Debug)]
@@ -45,6 +54,7 @@ pub struct SqliteStore {
     readers: SqlitePool,
     events: EventReader,
     factory: Arc<EventFactory>,
+    read_timeout: Duration,
 }
 
 #[derive(Debug)]
@@ -55,11 +65,20 @@ struct Writer {
 }
 
 impl SqliteStore {
+    /// [`SqliteStore::open_with`] the defaults.
+    pub async fn open(path: &Path, factory: Arc<EventFactory>) -> Result<Self, StoreError> {
+        Self::open_with(path, factory, SqliteOptions::default()).await
+    }
+
     /// Opens or creates the file and brings its schema up to date.
     ///
     /// # Errors
     /// The file cannot be opened, is no database, or comes from a newer version.
-    pub async fn open(path: &Path, factory: Arc<EventFactory>) -> Result<Self, StoreError> {
+    pub async fn open_with(
+        path: &Path,
+        factory: Arc<EventFactory>,
+        reading: SqliteOptions,
+    ) -> Result<Self, StoreError> {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -82,7 +101,7 @@ impl SqliteStore {
             .await?
             .try_get("last")?;
         let readers = SqlitePoolOptions::new()
-            .max_connections(READERS)
+            .max_connections(reading.readers)
             .acquire_timeout(Duration::from_secs(5))
             .connect_lazy_with(options.create_if_missing(false).pragma("query_only", "1"));
         Ok(Self {
@@ -90,6 +109,7 @@ impl SqliteStore {
             readers,
             events: EventReader { catalogue: factory.catalogue().clone() },
             factory,
+            read_timeout: reading.read_timeout,
         })
     }
 
@@ -107,20 +127,20 @@ impl SqliteStore {
         Ok(row.try_get("epoch")?)
     }
 
-    /// Runs a read on a pooled connection within [`READ_LIMIT`].
+    /// Runs a read on a pooled connection within the read timeout.
     async fn read<T, F>(&self, body: F) -> Result<T, StoreError>
     where
         F: AsyncFnOnce(&mut SqliteConnection) -> Result<T, StoreError>,
     {
         let mut connection = self.readers.acquire().await?;
-        match tokio::time::timeout(READ_LIMIT, body(&mut connection)).await {
+        match tokio::time::timeout(self.read_timeout, body(&mut connection)).await {
             Ok(result) => result,
             Err(_) => {
                 // The statement still runs on its thread: do not give the connection back.
                 drop(connection.detach());
                 Err(StoreError::Unavailable(format!(
                     "the read took longer than {} ms; narrow the filter",
-                    READ_LIMIT.as_millis()
+                    self.read_timeout.as_millis()
                 )))
             }
         }
