@@ -3,8 +3,8 @@ import type { Sample } from "../api/types";
 import { iso } from "../jobs/fixtures";
 import { columnsOf, plots, reading } from "./series";
 
-const sample = (at: number, over: Partial<Sample> = {}) =>
-  ({ t: iso(at), cpu_utilization_percent: 50, gpu_utilization_percent: 0, system_memory_used_gb: 0.2, ...over }) as Sample;
+const sample = (at: number, over: Partial<Record<keyof Sample, number | null>> = {}) =>
+  ({ t: iso(at), cpu_utilization_percent: 50, gpu_utilization_percent: 0, system_memory_used_gb: 0.2, ...over }) as unknown as Sample;
 
 it("draws what there is and leaves out what was never used", () => {
   expect(plots([sample(0)]).map((p) => [p.key, p.unit, p.lines.length])).toEqual([
