@@ -1,6 +1,6 @@
 /** Numbers, times and ids as people read them. Pure. */
 
-/** `12 s`, `3 min 20 s`, `2 h 05 min`, `4 d 3 h`; under ten seconds with one decimal. */
+/** `12 s`, `3 min 20 s`, `2 h 5 min`, `4 d 3 h`; under ten seconds with one decimal. */
 export function duration(ms: number): string {
   if (!Number.isFinite(ms)) return "–";
   const abs = Math.max(0, ms);
@@ -8,11 +8,16 @@ export function duration(ms: number): string {
   if (abs < 9_950) return `${(abs / 1_000).toFixed(1)} s`;
   const s = Math.round(abs / 1_000);
   if (s < 60) return `${s} s`;
-  if (s < 3_600) return s % 60 === 0 ? `${s / 60} min` : `${Math.floor(s / 60)} min ${s % 60} s`;
+  if (s < 3_600) return pair(Math.floor(s / 60), "min", s % 60, "s");
   const min = Math.round(s / 60);
-  if (min < 1_440) return `${Math.floor(min / 60)} h ${String(min % 60).padStart(2, "0")} min`;
+  if (min < 1_440) return pair(Math.floor(min / 60), "h", min % 60, "min");
   const h = Math.round(min / 60);
-  return `${Math.floor(h / 24)} d ${h % 24} h`;
+  return pair(Math.floor(h / 24), "d", h % 24, "h");
+}
+
+/** Two units, the second only where it says something. */
+function pair(a: number, unit: string, b: number, smaller: string): string {
+  return b === 0 ? `${a} ${unit}` : `${a} ${unit} ${b} ${smaller}`;
 }
 
 /** Whole units only, for something that changes once a second: `just now`, `12 s ago`, `in 4 s`. */
