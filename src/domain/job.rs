@@ -22,7 +22,7 @@ use super::{Id, Timestamp};
 macro_rules! text_enum {
     ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
         $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         pub enum $name {
             $($(#[$vmeta])* #[serde(rename = $text)] $variant),+
         }
@@ -34,6 +34,17 @@ macro_rules! text_enum {
                 match self { $($name::$variant => $text),+ }
             }
         }
+
+        // Not derived: the derive does not see names that come through a macro.
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+                use utoipa::openapi::schema::{ObjectBuilder, Type};
+                let names = Self::ALL.iter().map(|value| value.as_str());
+                ObjectBuilder::new().schema_type(Type::String).enum_values(Some(names)).into()
+            }
+        }
+
+        impl utoipa::ToSchema for $name {}
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -153,6 +164,7 @@ pub struct JobResult {
     pub metrics: ResultMetrics,
     /// The agent's own summary, any JSON object.
     #[serde(skip_serializing_if = "serde_json::Map::is_empty")]
+    #[schema(value_type = std::collections::HashMap<String, serde_json::Value>)]
     pub summary: serde_json::Map<String, serde_json::Value>,
 }
 
@@ -169,16 +181,20 @@ pub struct Job {
     pub dataset_id: String,
     pub tacc_system: TaccSystem,
     /// The job's name at the system that runs it.
+    #[schema(required = true)]
     pub external_job_id: Option<String>,
     pub status: JobStatus,
     /// 0 to 1 within the current attempt.
+    #[schema(required = true)]
     pub progress: Option<f64>,
     pub priority: Priority,
     /// The agent's parameters, any JSON object.
-    #[schema(value_type = Object)]
+    #[schema(value_type = std::collections::HashMap<String, serde_json::Value>)]
     pub params: Arc<RawValue>,
     pub resource_request: ResourceRequest,
+    #[schema(required = true)]
     pub result: Option<JobResult>,
+    #[schema(required = true)]
     pub error: Option<JobError>,
     /// Counts from 1; every resubmission is a new attempt.
     pub attempt: u32,
@@ -186,17 +202,21 @@ pub struct Job {
     pub retry_count: u32,
     pub max_retries: u32,
     /// When the orchestrator will resubmit it.
+    #[schema(required = true)]
     pub retry_at: Option<Timestamp>,
     pub cancel_requested: bool,
     /// Who holds the current attempt.
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<String>, required = true)]
     pub claimant: Option<Arc<str>>,
+    #[schema(required = true)]
     pub lease_until: Option<Timestamp>,
     pub estimated_cost_usd: f64,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
     /// Start of the current attempt's run.
+    #[schema(required = true)]
     pub started_at: Option<Timestamp>,
+    #[schema(required = true)]
     pub completed_at: Option<Timestamp>,
 }
 

@@ -24,7 +24,7 @@ pub struct AgentView {
     runner: RunnerKind,
     description: String,
     /// JSON Schema of a job's `params`.
-    #[schema(value_type = Object)]
+    #[schema(value_type = std::collections::HashMap<String, serde_json::Value>)]
     params_schema: serde_json::Value,
     /// What it can work on.
     datasets: Vec<Dataset>,
@@ -43,6 +43,7 @@ pub struct AgentList {
 #[utoipa::path(
     get,
     path = "/api/v1/agents",
+    operation_id = "listAgents",
     tag = "jobs",
     responses((status = 200, description = "All of them", body = AgentList)),
 )]
@@ -95,7 +96,7 @@ pub struct EventTypeView {
     ingest: Vec<Role>,
     routes: Vec<RouteView>,
     /// Avro schema of the whole record.
-    #[schema(value_type = Object)]
+    #[schema(value_type = std::collections::HashMap<String, serde_json::Value>)]
     schema: serde_json::Value,
 }
 
@@ -109,6 +110,7 @@ pub struct CatalogueView {
 #[utoipa::path(
     get,
     path = "/api/v1/catalogue",
+    operation_id = "getCatalogue",
     tag = "events",
     responses((status = 200, description = "All of them, by name", body = CatalogueView)),
 )]

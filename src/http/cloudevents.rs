@@ -49,7 +49,7 @@ pub struct CloudEvent {
     traceparent: Option<String>,
     /// The payload, as the type's schema wants it.
     #[serde(default)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = std::collections::HashMap<String, serde_json::Value>)]
     data: Option<Box<RawValue>>,
     /// Not supported: payloads are JSON.
     #[serde(default)]

@@ -44,7 +44,7 @@ pub struct EventView {
     tags: Vec<String>,
     /// The channels it appears in, with its offset in each.
     offsets: BTreeMap<String, i64>,
-    #[schema(value_type = Object)]
+    #[schema(value_type = std::collections::HashMap<String, serde_json::Value>)]
     payload: Box<RawValue>,
 }
 
@@ -112,6 +112,7 @@ pub struct EventListParams {
 #[utoipa::path(
     get,
     path = "/api/v1/events",
+    operation_id = "listEvents",
     tag = "events",
     params(EventListParams),
     responses((status = 200, description = "A page", body = EventPage)),
@@ -157,6 +158,7 @@ pub async fn list(
 #[utoipa::path(
     get,
     path = "/api/v1/events/{id}/deliveries",
+    operation_id = "getEventDeliveries",
     tag = "ledger",
     params(("id" = Id, Path, description = "The event")),
     responses((status = 200, description = "A page of one event", body = DeliveriesPage)),

@@ -25,6 +25,7 @@ pub struct Live {
 #[utoipa::path(
     get,
     path = "/livez",
+    operation_id = "getLiveness",
     tag = "health",
     security(()),
     responses((status = 200, description = "It does", body = Live)),
@@ -44,6 +45,7 @@ pub struct Ready {
 #[utoipa::path(
     get,
     path = "/readyz",
+    operation_id = "getReadiness",
     tag = "health",
     security(()),
     responses(
@@ -73,6 +75,7 @@ pub struct Components {
 #[utoipa::path(
     get,
     path = "/api/v1/health/components",
+    operation_id = "listComponents",
     tag = "health",
     responses((status = 200, description = "All of them", body = Components)),
 )]
@@ -84,6 +87,7 @@ pub async fn components(State(state): State<Arc<AppState>>, _: Caller<Overseers>
 #[utoipa::path(
     get,
     path = "/metrics",
+    operation_id = "getMetrics",
     tag = "health",
     security(()),
     responses((status = 200, description = "All metrics", body = String, content_type = "text/plain")),

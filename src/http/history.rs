@@ -35,6 +35,7 @@ pub struct HistoryParams {
 #[utoipa::path(
     get,
     path = "/api/v1/jobs/{id}/events",
+    operation_id = "listJobEvents",
     tag = "jobs",
     params(("id" = Id, Path, description = "The job"), HistoryParams),
     responses((status = 200, description = "A page, oldest first; next_cursor goes into `after`", body = EventPage)),
@@ -105,6 +106,7 @@ pub struct SeriesPoint {
 #[utoipa::path(
     get,
     path = "/api/v1/jobs/{id}/metrics",
+    operation_id = "getJobMetrics",
     tag = "jobs",
     params(("id" = Id, Path, description = "The job"), SeriesParams),
     responses((status = 200, description = "The series", body = SampleSeries)),
@@ -217,6 +219,7 @@ pub struct LedgerParams {
 #[utoipa::path(
     get,
     path = "/api/v1/jobs/{id}/deliveries",
+    operation_id = "listJobDeliveries",
     tag = "ledger",
     params(("id" = Id, Path, description = "The job"), LedgerParams),
     responses((status = 200, description = "A page, oldest event first", body = DeliveriesPage)),

@@ -47,6 +47,7 @@ pub struct IngestItem {
 #[utoipa::path(
     post,
     path = "/api/v1/events",
+    operation_id = "ingestEvents",
     tag = "events",
     params(
         ("ce-specversion" = Option<String>, Header, description = "Binary mode: `1.0`"),

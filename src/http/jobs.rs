@@ -47,6 +47,7 @@ pub fn page_size(limit: Option<u32>) -> Result<u32, Problem> {
 #[utoipa::path(
     post,
     path = "/api/v1/jobs",
+    operation_id = "submitJob",
     tag = "jobs",
     params(
         ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]+$",
@@ -116,6 +117,7 @@ pub struct BatchResult {
 #[utoipa::path(
     post,
     path = "/api/v1/jobs/batch",
+    operation_id = "submitJobs",
     tag = "jobs",
     params(
         BatchParams,
@@ -278,6 +280,7 @@ pub struct JobPage {
 #[utoipa::path(
     get,
     path = "/api/v1/jobs",
+    operation_id = "listJobs",
     tag = "jobs",
     params(JobListParams),
     responses((status = 200, description = "A page", body = JobPage)),
@@ -326,6 +329,7 @@ pub struct Summary {
 #[utoipa::path(
     get,
     path = "/api/v1/jobs/summary",
+    operation_id = "summariseJobs",
     tag = "jobs",
     params(JobSummaryParams),
     responses((status = 200, description = "Over the jobs that the filter shows", body = Summary)),
@@ -353,6 +357,7 @@ pub async fn summary(
 #[utoipa::path(
     get,
     path = "/api/v1/jobs/{id}",
+    operation_id = "getJob",
     tag = "jobs",
     params(("id" = crate::domain::Id, Path, description = "The job")),
     responses((status = 200, description = "The job", body = Job)),
@@ -372,6 +377,7 @@ pub async fn get(
 #[utoipa::path(
     delete,
     path = "/api/v1/jobs/{id}",
+    operation_id = "cancelJob",
     tag = "jobs",
     params(("id" = crate::domain::Id, Path, description = "The job")),
     responses(
@@ -393,6 +399,7 @@ pub async fn cancel(
 #[utoipa::path(
     post,
     path = "/api/v1/jobs/{id}/retry",
+    operation_id = "retryJob",
     tag = "jobs",
     params(("id" = crate::domain::Id, Path, description = "The job")),
     responses(

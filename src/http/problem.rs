@@ -123,6 +123,11 @@ kinds! {
 #[derive(Clone, Debug)]
 pub struct Problem {
     pub kind: Kind,
+    parts: Box<Parts>,
+}
+
+#[derive(Clone, Debug)]
+struct Parts {
     detail: Cow<'static, str>,
     errors: Vec<FieldError>,
     retry_safe: bool,
@@ -165,8 +170,7 @@ pub struct ProblemBody<'a> {
 impl Problem {
     pub fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
         let retry_after = (kind.status() == StatusCode::SERVICE_UNAVAILABLE || kind == Kind::KeyInFlight).then_some(1);
-        Self {
-            kind,
+        let parts = Parts {
             detail: detail.into(),
             errors: Vec::new(),
             retry_safe: kind.retry_safe(),
@@ -174,7 +178,8 @@ impl Problem {
             missing: Vec::new(),
             headers: Vec::new(),
             internal: None,
-        }
+        };
+        Self { kind, parts: Box::new(parts) }
     }
 
     /// Wrong fields.
@@ -184,7 +189,9 @@ impl Problem {
             [one] => format!("{}: {}", one.field, one.message),
             all => format!("{} fields are wrong; errors names each", all.len()),
         };
-        Self { errors, ..Self::new(Kind::Invalid, detail) }
+        let mut problem = Self::new(Kind::Invalid, detail);
+        problem.parts.errors = errors;
+        problem
     }
 
     /// One wrong field.
@@ -194,8 +201,7 @@ impl Problem {
 
     /// Something that must not happen; `why` goes to the log only.
     pub fn internal(why: impl Into<String>) -> Self {
-        let detail = "nothing you can mend; report it with the request id";
-        Self { internal: Some(why.into()), ..Self::new(Kind::Internal, detail) }
+        Self::new(Kind::Internal, "nothing you can mend; report it with the request id").because(why)
     }
 
     pub fn not_found(what: &'static str) -> Self {
@@ -219,34 +225,34 @@ impl Problem {
 
     #[must_use]
     pub fn retry_safe(mut self, safe: bool) -> Self {
-        self.retry_safe = safe;
+        self.parts.retry_safe = safe;
         self
     }
 
     #[must_use]
     pub fn missing(mut self, missing: Vec<Component>) -> Self {
-        self.missing = missing;
+        self.parts.missing = missing;
         self
     }
 
     #[must_use]
     pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.headers.push((name, value));
+        self.parts.headers.push((name, value));
         self
     }
 
     fn because(mut self, internal: impl Into<String>) -> Self {
-        self.internal = Some(internal.into());
+        self.parts.internal = Some(internal.into());
         self
     }
 
     /// What is only in the log.
     pub fn internal_cause(&self) -> Option<&str> {
-        self.internal.as_deref()
+        self.parts.internal.as_deref()
     }
 
     pub fn detail(&self) -> &str {
-        &self.detail
+        &self.parts.detail
     }
 
     pub fn rejected(&self) -> Rejected {
@@ -259,12 +265,12 @@ impl Problem {
             r#type: format!("{TYPE_PREFIX}{}", self.kind.slug()),
             title: self.kind.title(),
             status: self.kind.status().as_u16(),
-            detail: &self.detail,
+            detail: &self.parts.detail,
             instance,
             request_id,
-            retry_safe: self.retry_safe,
-            errors: &self.errors,
-            missing: &self.missing,
+            retry_safe: self.parts.retry_safe,
+            errors: &self.parts.errors,
+            missing: &self.parts.missing,
         };
         // Text and numbers always serialise.
         serde_json::to_vec(&body).unwrap_or_default()
@@ -277,10 +283,10 @@ impl IntoResponse for Problem {
         let mut response = self.kind.status().into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
-        if let Some(seconds) = self.retry_after {
+        if let Some(seconds) = self.parts.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        for (name, value) in &self.headers {
+        for (name, value) in &self.parts.headers {
             headers.append(name.clone(), value.clone());
         }
         response.extensions_mut().insert(self);

@@ -44,6 +44,7 @@ pub struct SessionInfo {
 #[utoipa::path(
     get,
     path = "/api/v1/session",
+    operation_id = "getSession",
     tag = "session",
     security(()),
     responses((status = 200, description = "The mode, and what answers", body = SessionInfo)),
@@ -82,6 +83,7 @@ pub struct IssuedToken {
 #[utoipa::path(
     post,
     path = "/api/v1/session/dev",
+    operation_id = "signInForDevelopment",
     tag = "session",
     security(()),
     request_body(content = DevSignIn, description = "May be left out"),
@@ -173,6 +175,7 @@ impl From<Principal> for Me {
 #[utoipa::path(
     get,
     path = "/api/v1/me",
+    operation_id = "getMe",
     tag = "session",
     responses((status = 200, description = "The caller", body = Me)),
 )]

@@ -33,7 +33,7 @@ pub struct ClaimedJob {
     #[schema(value_type = String)]
     agent: Arc<str>,
     dataset_id: String,
-    #[schema(value_type = Object)]
+    #[schema(value_type = std::collections::HashMap<String, serde_json::Value>)]
     params: Arc<RawValue>,
     resource_request: ResourceRequest,
 }
@@ -66,6 +66,7 @@ pub struct ClaimedJobs {
 #[utoipa::path(
     post,
     path = "/api/v1/worker/claim",
+    operation_id = "claimJobs",
     tag = "worker",
     request_body = ClaimRequest,
     responses((status = 200, description = "What was claimed", body = ClaimedJobs)),
@@ -92,6 +93,7 @@ pub struct Heartbeat {
 #[utoipa::path(
     post,
     path = "/api/v1/jobs/{id}/heartbeat",
+    operation_id = "heartbeat",
     tag = "worker",
     params(("id" = Id, Path, description = "The job")),
     request_body = Heartbeat,
@@ -117,6 +119,7 @@ pub async fn heartbeat(
 #[utoipa::path(
     post,
     path = "/api/v1/jobs/{id}/status",
+    operation_id = "reportStatus",
     tag = "worker",
     params(("id" = Id, Path, description = "The job")),
     request_body = StatusReport,
@@ -139,6 +142,7 @@ pub async fn status(
 #[utoipa::path(
     post,
     path = "/api/v1/jobs/{id}/metrics",
+    operation_id = "sendSamples",
     tag = "worker",
     params(("id" = Id, Path, description = "The job")),
     request_body = SamplesReport,

@@ -34,7 +34,7 @@ pub struct SubmitJob {
     pub priority: Priority,
     /// The agent's parameters; checked against its schema.
     #[serde(default)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<std::collections::HashMap<String, Value>>)]
     pub params: Option<Map<String, Value>>,
     #[serde(default)]
     pub resource_request: Option<ResourceRequest>,

@@ -92,6 +92,7 @@ pub struct Directive {
     /// Somebody wants the job to stop: stop it and report CANCELLED.
     pub cancel: bool,
     /// When the claim ends unless renewed.
+    #[schema(required = true)]
     pub lease_until: Option<Timestamp>,
 }
 

@@ -191,19 +191,21 @@ async fn check(dir: &Path, answered: &HashMap<String, String>) {
         let before = last.insert(key.clone(), sequence);
         assert!(before.is_none_or(|before| before < sequence), "{key:?}: {sequence} after {before:?}");
     }
-    let legs =
-        sqlx::query("SELECT e.event_id, l.broker FROM legs AS l JOIN events AS e USING (position) WHERE l.state = 1")
-            .fetch_all(&mut store)
-            .await
-            .unwrap();
-    let owed: HashSet<(i64, String)> = legs
-        .iter()
-        .map(|row| {
-            let id = uuid::Uuid::from_slice(&row.get::<Vec<u8>, _>("event_id")).unwrap();
-            (row.get("broker"), id.to_string())
-        })
-        .collect();
-    assert_eq!(owed.difference(&published).count(), 0, "every leg that is done is in its log");
-    assert_eq!(published.difference(&owed).count(), 0, "nothing is in a log that was not committed");
+    let legs = sqlx::query("SELECT e.event_id, l.broker, l.state FROM legs AS l JOIN events AS e USING (position)")
+        .fetch_all(&mut store)
+        .await
+        .unwrap();
+    let of = |done: bool| -> HashSet<(i64, String)> {
+        let wanted = legs.iter().filter(|row| !done || row.get::<i64, _>("state") == 1);
+        wanted
+            .map(|row| {
+                let id = uuid::Uuid::from_slice(&row.get::<Vec<u8>, _>("event_id")).unwrap();
+                (row.get("broker"), id.to_string())
+            })
+            .collect()
+    };
+    assert_eq!(of(true).difference(&published).count(), 0, "every leg that is done is in its log");
+    // A copy may be published, the mark killed, and the second try find no queue: skipped.
+    assert_eq!(published.difference(&of(false)).count(), 0, "nothing is in a log that was not committed");
     println!("{} jobs answered, {} stored, {} records", answered.len(), rows.len(), records.len());
 }

@@ -112,6 +112,16 @@ fn each_operation_documents_its_refusals() {
     }
 }
 
+/// Generated clients name their functions by it.
+#[test]
+fn operation_ids_are_unique() {
+    let document: Value = serde_json::from_str(&openapi::document_json()).unwrap();
+    let mut seen = BTreeSet::new();
+    for (method, path, operation) in operations(&document) {
+        assert!(seen.insert(operation["operationId"].as_str().unwrap().to_owned()), "{method} {path}");
+    }
+}
+
 #[test]
 fn no_reference_leads_nowhere() {
     let document: Value = serde_json::from_str(&openapi::document_json()).unwrap();
