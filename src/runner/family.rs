@@ -93,26 +93,26 @@ pub(super) enum Search {
 
 impl Family {
     /// Its processes with their state, zombies too.
-    pub fn members(&self, search: Search) -> Vec<(Process, Stat)> {
+    pub fn members(&self, search: Search) -> Vec<Stat> {
         let Ok(processes) = procfs::process::all_processes() else { return Vec::new() };
-        let all: Vec<(Process, Stat)> =
-            processes.flatten().filter_map(|process| process.stat().ok().map(|stat| (process, stat))).collect();
-        let leader = self.leader.filter(|leader| all.iter().any(|(_, stat)| Identity::from(stat) == *leader));
+        // Each `Process` holds a descriptor: one at a time.
+        let all: Vec<Stat> = processes.filter_map(|process| process.ok()?.stat().ok()).collect();
+        let leader = self.leader.filter(|leader| all.iter().any(|stat| Identity::from(stat) == *leader));
         let own = i32::try_from(std::process::id()).unwrap_or(i32::MAX);
         let mut found: HashSet<i32> = all
             .iter()
-            .filter(|(_, stat)| {
+            .filter(|stat| {
                 // Without the leader its number may be somebody else's: only the mark tells.
                 let kin = leader.is_some_and(|leader| {
                     stat.pid == leader.pid || stat.pgrp == leader.pid || stat.session == leader.pid
                 });
                 kin || (search == Search::Marked && stat.state != 'Z' && self.marks(stat.pid))
             })
-            .map(|(_, stat)| stat.pid)
+            .map(|stat| stat.pid)
             .collect();
         loop {
             let before = found.len();
-            let children = all.iter().filter(|(_, stat)| found.contains(&stat.ppid)).map(|(_, stat)| stat.pid);
+            let children = all.iter().filter(|stat| found.contains(&stat.ppid)).map(|stat| stat.pid);
             let children: Vec<i32> = children.collect();
             found.extend(children);
             if found.len() == before {
@@ -121,13 +121,13 @@ impl Family {
         }
         // Never ourselves, should the gateway have been started by a job of another one.
         found.remove(&own);
-        all.into_iter().filter(|(_, stat)| found.contains(&stat.pid)).collect()
+        all.into_iter().filter(|stat| found.contains(&stat.pid)).collect()
     }
 
     /// Members that still run.
     pub fn living(&self, search: Search) -> Vec<Identity> {
         let members = self.members(search);
-        members.iter().filter(|(_, stat)| !matches!(stat.state, 'Z' | 'X')).map(|(_, stat)| stat.into()).collect()
+        members.iter().filter(|stat| !matches!(stat.state, 'Z' | 'X')).map(Identity::from).collect()
     }
 
     /// Signals every living member, each by its identity; how many there were.
@@ -143,7 +143,7 @@ impl Family {
         let Some(leader) = self.leader else { return };
         // ESRCH: all gone. EPERM cannot be: no_new_privs keeps the group ours.
         let _ = killpg(Pid::from_raw(leader.pid), signal);
-        for (_, stat) in self.members(Search::Kin) {
+        for stat in self.members(Search::Kin) {
             if stat.pgrp != leader.pid && !matches!(stat.state, 'Z' | 'X') {
                 Identity::from(&stat).try_signal(signal);
             }

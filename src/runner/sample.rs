@@ -41,17 +41,17 @@ impl Totals {
     /// Blocking. `None` when nothing of it is left.
     fn measure(family: &Family) -> Option<Self> {
         let members = family.members(Search::Kin);
-        if members.iter().all(|(_, stat)| matches!(stat.state, 'Z' | 'X')) {
+        if members.iter().all(|stat| matches!(stat.state, 'Z' | 'X')) {
             return None;
         }
         let ticks = procfs::ticks_per_second() as f64;
         let mut totals = Self::default();
-        for (process, stat) in &members {
+        for stat in &members {
             // Children that were waited for count with their parent; so does their I/O.
             let waited = u64::try_from(stat.cutime + stat.cstime).unwrap_or(0);
             totals.cpu_seconds += (stat.utime + stat.stime + waited) as f64 / ticks;
             totals.rss_bytes += stat.rss * procfs::page_size();
-            if let Some(io) = IoCounts::of(process) {
+            if let Some(io) = IoCounts::of(stat.pid) {
                 totals.io.read_bytes += io.read_bytes;
                 totals.io.write_bytes += io.write_bytes;
                 totals.io.reads += io.reads;

@@ -69,8 +69,9 @@ pub(super) struct IoCounts {
 }
 
 impl IoCounts {
-    pub fn of(process: &Process) -> Option<Self> {
-        let io = process.io().ok()?;
+    /// Of process `pid` and the children it has waited for; works for zombies.
+    pub fn of(pid: i32) -> Option<Self> {
+        let io = Process::new(pid).ok()?.io().ok()?;
         Some(Self { read_bytes: io.read_bytes, write_bytes: io.write_bytes, reads: io.syscr, writes: io.syscw })
     }
 }
@@ -218,7 +219,7 @@ impl Owned {
     fn reap(&self) -> io::Result<Exit> {
         sweep(&self.family);
         let mut reaped = self.reaped.lock();
-        let io = Process::new(self.leader.pid).ok().as_ref().and_then(IoCounts::of);
+        let io = IoCounts::of(self.leader.pid);
         let (status, cpu_seconds) = wait(self.leader.pid)?;
         *reaped = true;
         Ok(Exit { status, cpu_seconds, io })

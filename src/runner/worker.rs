@@ -4,7 +4,8 @@
 //! then acknowledge, whatever the claim brought. A slow poll covers for lost commands, and
 //! a run that ends makes room for the next claim.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -76,32 +77,34 @@ impl RunnerHandle {
     }
 }
 
-/// The jobs that run here, and how to tell each that the store has news of it.
+/// A job and its attempt.
+type Attempt = (Id, u32);
+
+/// The attempts that run here, and how to tell each that the store has news of its job.
+/// There can be two of one job: an earlier one whose end is not settled yet.
 #[derive(Clone, Default)]
-pub(super) struct Active(Arc<Mutex<HashMap<Id, Arc<Notify>>>>);
+pub(super) struct Active(Arc<Mutex<BTreeMap<Attempt, Arc<Notify>>>>);
 
 impl Active {
-    /// Makes the run of `job` ask the store, should there be one.
+    /// Makes the runs of `job` ask the store, should there be any.
     pub fn hint(&self, job: Id) {
-        if let Some(news) = self.0.lock().get(&job) {
-            news.notify_one();
+        self.0.lock().range((job, 0)..=(job, u32::MAX)).for_each(|(_, news)| news.notify_one());
+    }
+
+    /// `None` when it is in there already.
+    fn enter(&self, attempt: Attempt) -> Option<Arc<Notify>> {
+        match self.0.lock().entry(attempt) {
+            Entry::Occupied(_) => None,
+            Entry::Vacant(vacant) => Some(vacant.insert(Arc::default()).clone()),
         }
     }
 
-    fn enter(&self, job: Id) -> Option<Arc<Notify>> {
-        let mut active = self.0.lock();
-        if active.contains_key(&job) {
-            return None;
-        }
-        Some(active.entry(job).or_default().clone())
-    }
-
-    fn leave(&self, job: Id) {
-        self.0.lock().remove(&job);
+    fn leave(&self, attempt: Attempt) {
+        self.0.lock().remove(&attempt);
     }
 
     fn jobs(&self) -> Vec<Id> {
-        self.0.lock().keys().copied().collect()
+        self.0.lock().keys().map(|(job, _)| *job).collect()
     }
 }
 
@@ -252,14 +255,14 @@ struct Runs {
 
 impl Runs {
     fn start(&mut self, job: Claimed, claimed_at: Instant) {
-        let Some(news) = self.active.enter(job.job_id) else {
-            tracing::error!(job = %job.job_id, "claimed a job that runs here already; it is not started again");
+        let Some(news) = self.active.enter((job.job_id, job.attempt)) else {
+            tracing::error!(job = %job.job_id, attempt = job.attempt, "claimed an attempt that runs here already; it is not started again");
             return;
         };
         let (executor, active) = (self.executor.clone(), self.active.clone());
         let orders = Orders { news, stop: self.stop.clone(), give_up: self.give_up.clone() };
         self.tasks.spawn(async move {
-            let _leave = Leave(active, job.job_id);
+            let _leave = Leave(active, (job.job_id, job.attempt));
             executor.run(&job, claimed_at, &orders).await;
         });
     }
@@ -278,8 +281,8 @@ impl Runs {
     }
 }
 
-/// However a run's task ends, its job is not active any more.
-struct Leave(Active, Id);
+/// However a run's task ends, its attempt is not active any more.
+struct Leave(Active, Attempt);
 
 impl Drop for Leave {
     fn drop(&mut self) {

@@ -143,3 +143,22 @@ async fn a_refused_end_is_not_repeated() {
     until("the end of the run", || (working.handle.running() == 0).then_some(())).await;
     working.stop().await;
 }
+
+#[tokio::test]
+async fn the_next_attempt_starts_while_the_end_of_the_one_before_is_not_settled() {
+    let site = Site::with_script("[ $GATEWAY_ATTEMPT = 2 ] || exit 1");
+    let id = site.submit();
+    site.control.with(|state| state.reports_fail = unavailable());
+    let working = site.start();
+    site.control.until("a try to report the end", |state| (state.turned_away >= 2).then_some(())).await;
+    // Its lease lapsed and it was requeued.
+    site.control.with(|state| {
+        let job = state.jobs.get_mut(&id).unwrap();
+        (job.status, job.attempt, job.claimant, job.lease_until) = (JobStatus::Queued, 2, None, None);
+    });
+    site.control.until("the second claim", |state| state.jobs[&id].claimant.as_ref().map(drop)).await;
+    site.control.with(|state| state.reports_fail = None);
+    let job = site.control.ended(id).await;
+    assert_eq!((job.status, job.attempt), (JobStatus::Completed, 2));
+    working.stop().await;
+}
