@@ -32,6 +32,7 @@ use std::time::Duration;
 
 use axum::Router;
 use parking_lot::Mutex;
+use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -103,6 +104,16 @@ impl Realtime {
     /// to the routes they came in by.
     pub fn routes(&self) -> Router {
         namespace::routes(&self.0)
+    }
+
+    /// Prepares an accepted connection: small frames go out at once, and a client whose
+    /// TCP takes nothing any more is given up by the kernel. Nothing above it can: a write
+    /// that waits for the client waits for ever.
+    pub fn tune(&self, stream: &TcpStream) -> std::io::Result<()> {
+        stream.set_nodelay(true)?;
+        let patience = self.0.options.ping_interval + self.0.options.ping_timeout;
+        let ms = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
+        Ok(rustix::net::sockopt::set_tcp_user_timeout(stream, ms)?)
     }
 
     /// Serves until `stop`; then sockets get what is queued for them and are closed, so

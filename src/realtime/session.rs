@@ -21,6 +21,8 @@ use crate::telemetry::metrics::Resync;
 
 /// Refused tries to come in before the connection is closed.
 const TRIES: u32 = 3;
+/// A client that takes nothing for so long at the end has gone.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a store that could not be read is left alone before the next try.
 pub(super) const RETRY: Duration = Duration::from_secs(1);
 
@@ -374,18 +376,20 @@ impl Drop for Session {
     }
 }
 
-/// Waits until the client's transport has taken everything, or the deadline.
+/// Waits until the client's transport has taken everything, or the deadline, or for as
+/// long as it goes on taking something: a client that has gone without a word takes nothing.
 async fn flush(link: &Arc<Link>, deadline: Instant) {
-    let flushed = async {
-        loop {
-            link.drain();
-            if link.is_flushed() || link.is_closed() {
-                return;
-            }
-            link.woken().await;
+    loop {
+        link.drain();
+        if link.is_flushed() || link.is_closed() {
+            return;
         }
-    };
-    if tokio::time::timeout_at(deadline, flushed).await.is_err() {
-        tracing::debug!(link = link.id, "a socket did not read its last updates in time");
+        let before = link.progress();
+        let patience = deadline.min(Instant::now() + FLUSH_PATIENCE);
+        let woken = tokio::time::timeout_at(patience, link.woken()).await.is_ok();
+        if Instant::now() >= deadline || !woken && link.progress() == before {
+            tracing::debug!(link = link.id, "a socket did not read its last updates in time");
+            return;
+        }
     }
 }

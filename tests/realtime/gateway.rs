@@ -74,7 +74,8 @@ impl Gateway {
         broadcast.subscribed.notified().await;
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let listener = listener.tap_io(|stream| stream.set_nodelay(true).unwrap());
+        let tuning = realtime.clone();
+        let listener = listener.tap_io(move |stream| tuning.tune(stream).unwrap());
         let router = realtime.routes();
         let closing = stop.clone();
         tasks.push(event_gateway::task::spawn("test-listener", async move {

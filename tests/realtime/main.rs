@@ -7,7 +7,6 @@ mod gateway;
 
 mod auth;
 mod delivery;
-mod fanout;
 mod join;
 mod limits;
 mod slow;
