@@ -4,6 +4,8 @@
 mod api;
 mod packet;
 mod socket;
+#[cfg(test)]
+mod tests;
 
 pub use api::{Api, ApiError, Problem};
 pub use socket::{Event, Incoming, Socket, SocketError};

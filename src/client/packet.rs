@@ -102,8 +102,9 @@ pub(super) fn event(namespace: &str, ack: Option<u64>, name: &str, data: &Value)
     format!("42{namespace},{id}{}", Value::Array(vec![Value::from(name), data.clone()]))
 }
 
+/// With an argument: socketioxide takes an ack without one for a decoding error.
 pub(super) fn ack(namespace: &str, id: u64) -> String {
-    format!("43{namespace},{id}[]")
+    format!("43{namespace},{id}[true]")
 }
 
 pub(super) fn disconnect(namespace: &str) -> String {
@@ -174,7 +175,7 @@ mod tests {
             parse(&event(NS, Some(3), "join", &data), NS),
             Ok(Packet::Event { ack: Some(3), name: "join".into(), data })
         );
-        assert_eq!(ack(NS, 9), "43/messaging,9[]");
+        assert_eq!(ack(NS, 9), "43/messaging,9[true]");
         assert_eq!(connect(NS, &json!({"token": "t"})), r#"40/messaging,{"token":"t"}"#);
     }
 }
