@@ -22,11 +22,11 @@ pub struct Connection {
     /// A bearer token. Without one, a gateway in development mode is asked for one.
     #[arg(long, env = "GATEWAY_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     pub token: Option<String>,
-    /// Sign in as this user, in development mode [default: $USER].
-    #[arg(long, value_name = "USER")]
-    pub user: Option<String>,
+    /// Sign in as this user, in development mode.
+    #[arg(long, default_value = "developer", value_name = "USER")]
+    pub user: String,
     /// Sign in with this role, in development mode.
-    #[arg(long, default_value_t = Role::User, value_name = "ROLE")]
+    #[arg(long, default_value_t = Role::Operator, value_name = "ROLE")]
     pub role: Role,
 }
 
@@ -37,8 +37,7 @@ impl Connection {
         if let Some(token) = &self.token {
             return Ok(api.with_token(token));
         }
-        let user = self.user.clone().or_else(|| std::env::var("USER").ok()).filter(|user| !user.is_empty());
-        let token = development_token(&api, user.as_deref().unwrap_or("developer"), self.role).await?;
+        let token = development_token(&api, &self.user, self.role).await?;
         Ok(api.with_token(&token))
     }
 }

@@ -41,8 +41,14 @@ pub struct Joined {
     pub events: Vec<Update>,
     /// Present when too much was missed: start over from its snapshot.
     pub resync: Option<Value>,
-    /// A text, or an object with a message.
-    pub error: Option<Value>,
+    pub error: Option<JoinError>,
+}
+
+/// Why a channel was not joined.
+#[derive(Clone, Debug, Deserialize)]
+pub struct JoinError {
+    pub code: String,
+    pub message: String,
 }
 
 /// Prints the job's events until it has ended. Ends well only if it completed.
@@ -115,7 +121,7 @@ impl Watch<'_> {
         let joined: Joined = serde_json::from_value(answer)
             .map_err(|error| SessionError::Lost(SocketError::Protocol(error.to_string())))?;
         if let Some(error) = joined.error {
-            return Err(SessionError::Fatal(Failure::failed(format!("the job cannot be joined: {error}"))));
+            return Err(SessionError::Fatal(Failure::failed(format!("the job cannot be joined: {}", error.message))));
         }
         if let Some(resync) = joined.resync {
             self.say_gap(&resync).map_err(SessionError::Fatal)?;

@@ -36,8 +36,8 @@ impl fmt::Display for Problem {
         }
         for error in &self.errors {
             let text = |name: &str| error.get(name).and_then(serde_json::Value::as_str);
-            match (text("field").or_else(|| text("pointer")), text("reason").or_else(|| text("detail"))) {
-                (Some(field), Some(reason)) => write!(f, "\n  {field}: {reason}")?,
+            match (text("field"), text("message")) {
+                (Some(field), Some(message)) => write!(f, "\n  {field}: {message}")?,
                 _ => write!(f, "\n  {error}")?,
             }
         }
@@ -194,9 +194,9 @@ mod tests {
     fn a_problem_lists_its_field_errors() {
         let problem: Problem = serde_json::from_value(serde_json::json!({
             "type": "validation", "title": "Not valid", "detail": "2 fields", "status": 422,
-            "errors": [{"field": "agent", "reason": "unknown"}, {"odd": 1}]
+            "errors": [{"field": "agent", "code": "unknown", "message": "there is no such agent"}, {"odd": 1}]
         }))
         .unwrap();
-        assert_eq!(problem.to_string(), "Not valid: 2 fields\n  agent: unknown\n  {\"odd\":1}");
+        assert_eq!(problem.to_string(), "Not valid: 2 fields\n  agent: there is no such agent\n  {\"odd\":1}");
     }
 }

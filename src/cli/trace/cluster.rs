@@ -36,7 +36,7 @@ struct Claimed {
 struct Claim {
     id: Id,
     attempt: u32,
-    lease_until: Timestamp,
+    lease_until: Option<Timestamp>,
     #[serde(default)]
     cancel: bool,
     #[serde(default)]
@@ -122,7 +122,12 @@ impl Cluster {
             self.board.foreign.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        let mut shift = Shift { cluster: self, id: claim.id, attempt: claim.attempt, lease_until: claim.lease_until };
+        let mut shift = Shift {
+            cluster: self,
+            id: claim.id,
+            attempt: claim.attempt,
+            lease_until: claim.lease_until.unwrap_or_else(Timestamp::now),
+        };
         if played.trace == self.run.id {
             self.board.claimed.fetch_add(1, Ordering::Relaxed);
         }

@@ -77,7 +77,7 @@ impl Screen {
         // Channel by id of the join or resume that asks for it.
         let mut asked: HashMap<u64, Option<String>> = HashMap::new();
         if !self.cursors.is_empty() {
-            let resume = socket.emit_with_ack("resume", &json!({ "channels": self.cursors }));
+            let resume = socket.emit_with_ack("resume", &json!({ "channels": self.cursors, "acks": true }));
             asked.insert(resume, None);
         }
         loop {
@@ -140,7 +140,7 @@ impl Screen {
     fn joined(&mut self, channel: &str, answer: Value) -> Result<(), SocketError> {
         let joined: Joined = serde_json::from_value(answer).map_err(unreadable)?;
         if let Some(error) = joined.error {
-            self.board.complain(format!("channel {}: {error}", channel.split(':').next().unwrap_or(channel)));
+            self.board.complain(format!("a channel was not joined: {} ({})", error.message, error.code));
             self.cursors.remove(channel);
             return Ok(());
         }
