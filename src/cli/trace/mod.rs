@@ -246,6 +246,7 @@ impl Player<'_> {
             }
             let screen = Screen {
                 base: self.trace.url.clone(),
+                user: user_name(*user),
                 token: tokens[user].clone(),
                 rooms: self.trace.rooms,
                 board: self.board.clone(),

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +35,8 @@ pub struct Seen {
 
 pub struct Screen {
     pub base: Url,
+    /// Whose screen it is; the token is theirs.
+    pub user: String,
     pub token: String,
     /// Job channels open at a time.
     pub rooms: usize,
@@ -45,26 +49,18 @@ pub struct Screen {
 impl Screen {
     /// Watches until `stop`, over as many connections as it takes.
     pub async fn watch(mut self, stop: CancellationToken) {
-        let mut first = true;
-        while !stop.is_cancelled() {
-            let auth = json!({ "token": self.token });
-            let session = async {
-                let socket = Socket::connect(&self.base, "/messaging", &auth, CONNECT_LIMIT).await?;
-                if !std::mem::take(&mut first) {
-                    self.seen.reconnects.fetch_add(1, Ordering::Relaxed);
-                }
-                self.seen.connected.fetch_add(1, Ordering::Relaxed);
-                let ended = self.session(socket).await;
-                self.seen.connected.fetch_sub(1, Ordering::Relaxed);
-                ended
-            };
-            tokio::select! {
-                ended = session => {
-                    if let Err(error) = ended {
-                        self.board.complain(format!("socket: {error}"));
-                    }
-                }
+        let mut connections = 0u64;
+        loop {
+            let ended = tokio::select! {
+                ended = self.connection() => ended,
                 () = stop.cancelled() => return,
+            };
+            if let Err(error) = ended {
+                self.board.complain(format!("socket: {error}"));
+            }
+            connections += 1;
+            if connections > 1 {
+                self.seen.reconnects.fetch_add(1, Ordering::Relaxed);
             }
             tokio::select! {
                 () = tokio::time::sleep(RECONNECT_PAUSE) => {}
@@ -73,33 +69,41 @@ impl Screen {
         }
     }
 
-    async fn session(&mut self, mut socket: Socket) -> Result<(), SocketError> {
-        // Channel by id of the join or resume that asks for it.
-        let mut asked: HashMap<u64, Option<String>> = HashMap::new();
-        if !self.cursors.is_empty() {
-            let resume = socket.emit_with_ack("resume", &json!({ "channels": self.cursors, "acks": true }));
-            asked.insert(resume, None);
+    /// One connection, from where the last one ended.
+    async fn connection(&mut self) -> Result<(), SocketError> {
+        let auth = json!({ "token": self.token });
+        let mut socket = Socket::connect(&self.base, "/messaging", &auth, CONNECT_LIMIT).await?;
+        let mut channels: HashMap<String, Option<i64>> =
+            self.cursors.iter().map(|(channel, cursor)| (channel.clone(), Some(*cursor))).collect();
+        // The first time there is no cursor: the answer says where the channel stands.
+        channels.entry(format!("user:{}", self.user)).or_default();
+        let resume = json!({ "channels": channels, "acks": true });
+        let Resumed { channels } = read(socket.call("resume", &resume, CONNECT_LIMIT).await?)?;
+        for (channel, answer) in channels {
+            self.joined(&channel, answer);
         }
+        self.seen.connected.fetch_add(1, Ordering::Relaxed);
+        let ended = self.follow(&mut socket).await;
+        self.seen.connected.fetch_sub(1, Ordering::Relaxed);
+        ended
+    }
+
+    async fn follow(&mut self, socket: &mut Socket) -> Result<(), SocketError> {
+        // The room of each join that is not answered yet.
+        let mut asked: HashMap<u64, String> = HashMap::new();
         loop {
             match socket.next().await? {
-                Incoming::Ack { id, data } => match asked.remove(&id) {
-                    Some(Some(channel)) => self.joined(&channel, data)?,
-                    Some(None) => {
-                        let channels = data.get("channels").cloned().unwrap_or(data);
-                        let Value::Object(channels) = channels else { continue };
-                        for (channel, answer) in channels {
-                            self.joined(&channel, answer)?;
-                        }
+                Incoming::Ack { id, data } => {
+                    if let Some(room) = asked.remove(&id) {
+                        self.joined(&room, read(data)?);
                     }
-                    None => {}
-                },
+                }
                 Incoming::Event(event) if event.name == "job_update" => {
                     let at = Instant::now();
-                    let update: Update = serde_json::from_value(event.data).map_err(unreadable)?;
+                    let update: Update = read(event.data)?;
                     self.seen.updates.fetch_add(1, Ordering::Relaxed);
-                    let (is_new, channel) = (self.advance(&update), update.channel.clone());
-                    if is_new && channel.starts_with("user:") {
-                        self.on_user_channel(&update, at, &mut socket, &mut asked);
+                    if self.advance(&update) && update.channel.starts_with("user:") {
+                        self.on_user_channel(&update, at, socket, &mut asked);
                     }
                 }
                 Incoming::Event(event) if event.name == "resync" => {
@@ -114,13 +118,7 @@ impl Screen {
     }
 
     /// A new event of one of the user's jobs.
-    fn on_user_channel(
-        &mut self,
-        update: &Update,
-        at: Instant,
-        socket: &mut Socket,
-        asked: &mut HashMap<u64, Option<String>>,
-    ) {
+    fn on_user_channel(&mut self, update: &Update, at: Instant, socket: &mut Socket, asked: &mut HashMap<u64, String>) {
         let Some(job) = update.job_id else { return };
         let room = format!("job:{job}");
         if update.r#type == "job.submitted" {
@@ -129,7 +127,7 @@ impl Screen {
             if rooms < self.rooms {
                 self.cursors.insert(room.clone(), 0);
                 let join = json!({ "jobId": job, "lastOffset": 0, "acks": true });
-                asked.insert(socket.emit_with_ack("join_job_channel", &join), Some(room));
+                asked.insert(socket.emit_with_ack("join_job_channel", &join), room);
             }
         } else if is_last(update) && self.cursors.remove(&room).is_some() {
             socket.emit_with_ack("leave_job_channel", &json!({ "jobId": job }));
@@ -137,19 +135,21 @@ impl Screen {
     }
 
     /// The answer to a join or resume: what was missed is shown like what comes live.
-    fn joined(&mut self, channel: &str, answer: Value) -> Result<(), SocketError> {
-        let joined: Joined = serde_json::from_value(answer).map_err(unreadable)?;
-        if let Some(error) = joined.error {
+    fn joined(&mut self, channel: &str, answer: Joined) {
+        if let Some(error) = answer.error {
             self.board.complain(format!("a channel was not joined: {} ({})", error.message, error.code));
             self.cursors.remove(channel);
-            return Ok(());
+            return;
         }
-        if joined.resync.is_some() {
-            self.seen.resyncs.fetch_add(1, Ordering::Relaxed);
-            self.cursors.entry(channel.to_owned()).and_modify(|cursor| *cursor = joined.offset);
+        if answer.resync.is_some() {
+            // Without a cursor the snapshot was asked for.
+            if self.cursors.contains_key(channel) {
+                self.seen.resyncs.fetch_add(1, Ordering::Relaxed);
+            }
+            self.cursors.insert(channel.to_owned(), answer.offset);
         }
         let at = Instant::now();
-        for update in &joined.events {
+        for update in &answer.events {
             let is_new = self.advance(update);
             if let Some(job) = update.job_id
                 && is_new
@@ -159,19 +159,12 @@ impl Screen {
                 self.board.job_on_screen(job, at);
             }
         }
-        Ok(())
     }
 
     /// Moves the channel's cursor; false for what was shown before or belongs to a room
     /// that has been left.
     fn advance(&mut self, update: &Update) -> bool {
-        let is_user = update.channel.starts_with("user:");
-        let cursor = match self.cursors.get_mut(&update.channel) {
-            Some(cursor) => cursor,
-            // The user's channel has no join: it begins with the first event that comes.
-            None if is_user => self.cursors.entry(update.channel.clone()).or_insert(update.offset - 1),
-            None => return false,
-        };
+        let Some(cursor) = self.cursors.get_mut(&update.channel) else { return false };
         if update.offset <= *cursor {
             return false;
         }
@@ -190,6 +183,12 @@ fn is_last(update: &Update) -> bool {
     }
 }
 
-fn unreadable(error: serde_json::Error) -> SocketError {
-    SocketError::Protocol(error.to_string())
+/// The answer to `resume`.
+#[derive(Deserialize)]
+struct Resumed {
+    channels: HashMap<String, Joined>,
+}
+
+fn read<T: DeserializeOwned>(data: Value) -> Result<T, SocketError> {
+    serde_json::from_value(data).map_err(|error| SocketError::Protocol(error.to_string()))
 }
