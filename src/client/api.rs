@@ -31,7 +31,8 @@ pub struct Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.title)?;
-        if let Some(detail) = self.detail.as_ref().filter(|detail| !detail.is_empty()) {
+        // With field errors the detail is a summary of them.
+        if let Some(detail) = self.detail.as_ref().filter(|detail| !detail.is_empty() && self.errors.is_empty()) {
             write!(f, ": {detail}")?;
         }
         for error in &self.errors {
@@ -197,6 +198,6 @@ mod tests {
             "errors": [{"field": "agent", "code": "unknown", "message": "there is no such agent"}, {"odd": 1}]
         }))
         .unwrap();
-        assert_eq!(problem.to_string(), "Not valid: 2 fields\n  agent: there is no such agent\n  {\"odd\":1}");
+        assert_eq!(problem.to_string(), "Not valid\n  agent: there is no such agent\n  {\"odd\":1}");
     }
 }

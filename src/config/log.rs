@@ -1,4 +1,5 @@
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use super::setting::{Check, Checks, FromSetting, settings};
 
@@ -35,8 +36,14 @@ impl FromSetting for LogFormat {
 
 impl Check for Log {
     fn check(&self, checks: &mut Checks<'_>) {
-        let parsed = EnvFilter::builder().parse(&self.level);
-        let reason = parsed.as_ref().err().map_or_else(String::new, ToString::to_string);
-        checks.require(parsed.is_ok(), "log.level", reason, "use error, warn, info, debug or trace");
+        const FIX: &str = "use error, warn, info, debug or trace, or module=level";
+        if let Err(error) = EnvFilter::builder().parse(&self.level) {
+            checks.require(false, "log.level", error.to_string(), FIX);
+        }
+        // The parser takes a misspelt level for the name of a module, and all else would be silent.
+        let alone = self.level.split(',').map(str::trim).filter(|directive| !directive.contains(['=', '[']));
+        for word in alone.filter(|word| word.parse::<LevelFilter>().is_err()) {
+            checks.require(false, "log.level", format!("'{word}' is no level"), FIX);
+        }
     }
 }

@@ -15,7 +15,7 @@ settings! {
 impl Check for Retention {
     fn check(&self, checks: &mut Checks<'_>) {
         let hour = Duration::from_secs(3600);
-        checks.within("retention.keep", self.keep, hour..=hour * 24 * 3660);
+        checks.within("retention.keep", self.keep, hour..=hour * 24 * 3652);
         checks.within("retention.interval", self.interval, Duration::from_secs(1)..=hour * 24);
     }
 }

@@ -14,7 +14,7 @@ fn serve_reports_everything_wrong_at_once_and_exits_with_64() {
     let program = Program::new();
     program
         .file("config/10-site.toml", "[http]\nlisten = \"0.0.0.0:8080\"\nbody_limit = \"much\"\n[nonsense]\nkey = 1\n");
-    let environment = [("GATEWAY__LIVE__MAX_ROOMS", "-3"), ("GATEWAY__LOG__LEVEL", "loud=")];
+    let environment = [("GATEWAY__LIVE__MAX_ROOMS", "-3"), ("GATEWAY__LOG__LEVEL", "inof,event_gateway=debug")];
     let ended = program.run_with(&["serve", "--set", "retention.keep=1s"], &environment);
     assert_eq!(ended.code, 64, "{}", ended.stderr);
     for problem in [
@@ -22,7 +22,7 @@ fn serve_reports_everything_wrong_at_once_and_exits_with_64() {
         "http.body_limit = \"much\" (from config/10-site.toml)",
         "nonsense.key (from config/10-site.toml): there is no such setting",
         "live.max_rooms = \"-3\" (from GATEWAY__LIVE__MAX_ROOMS)",
-        "log.level = \"loud=\" (from GATEWAY__LOG__LEVEL)",
+        "log.level = \"inof,event_gateway=debug\" (from GATEWAY__LOG__LEVEL): 'inof' is no level",
         "retention.keep = \"1s\" (from --set): must be between",
     ] {
         assert!(ended.stderr.contains(problem), "{problem} is missing in\n{}", ended.stderr);

@@ -1,5 +1,8 @@
 //! The command line as a user meets it: the real binary, its output and exit codes.
 
 mod configuration;
+mod gateway;
+mod jobs;
 mod program;
 mod tokens;
+mod trace;

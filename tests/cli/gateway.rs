@@ -1,0 +1,93 @@
+//! A gateway of its own for a test: the real binary on a free port.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::program::{Ended, Program};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+pub struct Gateway {
+    pub program: Program,
+    pub address: SocketAddr,
+    child: Child,
+}
+
+impl Gateway {
+    /// Starts in an empty directory, in development mode.
+    pub fn start(settings: &[&str]) -> Self {
+        let program = Program::new();
+        let (child, address) = serve(&program, "127.0.0.1:0", settings);
+        Self { program, address, child }
+    }
+
+    /// Kills it (SIGKILL) and starts it again on the same data and port.
+    pub fn kill_and_restart(&mut self, settings: &[&str]) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        (self.child, self.address) = serve(&self.program, &self.address.to_string(), settings);
+    }
+
+    /// Runs a client command against it.
+    pub fn run(&self, arguments: &[&str]) -> Ended {
+        self.program.run_with(arguments, &[("GATEWAY_URL", &self.url())])
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// TERM, and how it ended.
+    pub fn stop(mut self) -> ExitStatus {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).unwrap();
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it does not stop");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        // Ended already, or not needed any more.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+fn serve(program: &Program, listen: &str, settings: &[&str]) -> (Child, SocketAddr) {
+    let mut arguments = vec!["serve", "--listen", listen];
+    arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
+    let mut child = program.command(&arguments).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let log = BufReader::new(child.stderr.take().unwrap());
+    let (said, address) = mpsc::channel();
+    // Ends with the child's standard error, which it must keep reading.
+    std::thread::spawn(move || follow(log, &said));
+    match address.recv_timeout(LIMIT) {
+        Ok(address) => (child, address),
+        Err(_) => {
+            child.kill().ok();
+            panic!("the gateway did not say where it listens");
+        }
+    }
+}
+
+fn follow(log: BufReader<impl Read>, said: &mpsc::Sender<SocketAddr>) {
+    for line in log.lines().map_while(Result::ok) {
+        let Ok(line) = serde_json::from_str::<serde_json::Value>(&line) else { continue };
+        let message = line["message"].as_str().unwrap_or_default();
+        if let Some(address) = message.strip_prefix("listening on http://") {
+            said.send(address.parse().unwrap()).ok();
+        }
+    }
+}
