@@ -104,7 +104,7 @@ impl Gateway {
         let routes = router(state).merge(realtime.routes());
         let address =
             listener.local_addr().map_err(|source| StartError::Listen { address: config.http.listen, source })?;
-        let http = crate::task::spawn("http", listen(listener, routes, stop_http.clone()));
+        let http = crate::task::spawn("http", listen(listener, routes, realtime.clone(), stop_http.clone()));
         let watch =
             crate::task::spawn("store-watch", watch_store(core.store.clone(), store_latch, [brokers, sockets_latch]));
         tracing::info!(
@@ -170,11 +170,15 @@ fn runner(config: &Config, core: &Core) -> Result<Runner, StartError> {
         .map_err(|error| wrong(&error))
 }
 
-async fn listen(listener: TcpListener, routes: Router, stop: CancellationToken) -> std::io::Result<()> {
-    let listener = listener.tap_io(|stream| {
-        // Small frames to many sockets: waiting for more to send costs a factor of two.
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY");
+async fn listen(
+    listener: TcpListener,
+    routes: Router,
+    realtime: Realtime,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    let listener = listener.tap_io(move |stream| {
+        if let Err(error) = realtime.tune(stream) {
+            tracing::debug!(%error, "the options of an accepted connection");
         }
     });
     axum::serve(listener, routes.into_make_service_with_connect_info::<std::net::SocketAddr>())
