@@ -10,10 +10,8 @@ use socketioxide::extract::SocketRef;
 use crate::{Crowd, Figures, cpu_seconds, gateway, resident_bytes};
 
 pub async fn run(sockets: usize, updates: usize) -> Figures {
-    let (layer, io) = SocketIo::builder()
-        .max_buffer_size(updates + 16)
-        .ping_interval(Duration::from_secs(300))
-        .build_layer();
+    let (layer, io) =
+        SocketIo::builder().max_buffer_size(updates + 16).ping_interval(Duration::from_secs(300)).build_layer();
     io.ns("/messaging", async |socket: SocketRef| socket.join("job"));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -100,7 +100,14 @@ pub async fn run(sockets: usize, updates: usize) -> Figures {
         task.await.unwrap();
     }
     running.await.unwrap();
-    Figures { expected, received, seconds: (end - start).as_secs_f64(), cpu_seconds, idle_bytes, bytes: envelope().len() }
+    Figures {
+        expected,
+        received,
+        seconds: (end - start).as_secs_f64(),
+        cpu_seconds,
+        idle_bytes,
+        bytes: envelope().len(),
+    }
 }
 
 /// A job for the owner checks: offset 1 of its channel.

@@ -1,6 +1,5 @@
 //! Everything below the front ends: store, brokers, committer, relay, consumers.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,9 +7,9 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::embedded::EmbeddedTopology;
-use crate::broker::embedded::{Embedded, EmbeddedError};
-use crate::broker::{Publisher, Source, Subscriber, Subscription};
+use super::brokers::Brokers;
+use crate::broker::embedded::EmbeddedError;
+use crate::broker::{Source, Subscriber, Subscription};
 use crate::config::{Config, StoreUrl};
 use crate::consumer::audit::Audit;
 use crate::consumer::metrics::MetricsConsumer;
@@ -26,7 +25,7 @@ use crate::service::agents::{AgentOptions, Agents, Dataset, Datasets};
 use crate::service::committer::{Committer, CommitterOptions};
 use crate::service::{EventService, ServiceOptions};
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
-use crate::store::{BrokerEnd, Store, StoreError};
+use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
 
 /// Why the gateway does not start.
@@ -62,7 +61,7 @@ pub struct Core {
     pub store: Arc<dyn Store>,
     pub service: Arc<EventService>,
     pub catalogue: Arc<Catalogue>,
-    pub embedded: Arc<Embedded>,
+    pub brokers: Arc<Brokers>,
     pub declarations: Vec<Declaration>,
     pub instance: Arc<str>,
     pub epoch: i64,
@@ -159,7 +158,11 @@ impl Core {
         let epoch = sqlite.next_epoch(&instance).await?;
         let store: Arc<dyn Store> = Arc::new(sqlite);
 
-        let options = RelayOptions { lanes: 1, lane_capacity: 8_192, window: 256 };
+        let options = RelayOptions {
+            lanes: config.relay.lanes,
+            lane_capacity: config.relay.lane_capacity,
+            window: config.relay.window,
+        };
         let relay = Relay::new(&Broker::ALL, options, metrics.clone());
         let (committer, committer_task) = Committer::spawn(
             store.clone(),
@@ -176,8 +179,8 @@ impl Core {
             factory.clone(),
             agents,
             ServiceOptions {
-                max_retries_default: 3,
-                max_retries_limit: 100,
+                max_retries_default: config.jobs.max_retries_default,
+                max_retries_limit: config.jobs.max_retries_limit,
                 batch_limit: 500,
                 external_lease_ms: config.runner.external_lease.as_millis() as i64,
             },
@@ -190,17 +193,14 @@ impl Core {
         let declarations: Vec<Declaration> = handlers.iter().map(|handler| handler.declaration()).collect();
         declaration::check(&declarations, &catalogue).map_err(StartError::Consumers)?;
 
-        let embedded = open_embedded(&config.data.dir, &catalogue, &declarations).await?;
-        reopen_lost(&*store, &embedded).await?;
+        let brokers = Brokers::embedded(&config.data.dir, &catalogue, durable(&declarations), &*store).await?;
 
         let stop_relay = CancellationToken::new();
-        let publishers: Vec<Arc<dyn Publisher>> =
-            Broker::ALL.iter().map(|broker| embedded.publisher(*broker)).collect();
         let marks: Arc<dyn Marks> = Arc::new(committer.clone());
         for (broker, open, _) in store.figures().await?.open_legs {
             metrics.outbox_backlog[broker].set(open as i64);
         }
-        let relay_tasks = relay.spawn(&publishers, &store, &marks, options, &stop_relay);
+        let relay_tasks = relay.spawn(&brokers.publishers(), &store, &marks, options, &stop_relay);
 
         let stop_consumers = CancellationToken::new();
         let parts = ConsumerParts {
@@ -211,7 +211,7 @@ impl Core {
         };
         let mut consumers = Vec::new();
         for handler in handlers {
-            let subscriber = embedded.subscriber(broker_of(&handler.declaration().source));
+            let subscriber = brokers.subscriber(&handler.declaration().source);
             consumers.extend(crate::consumer::spawn(handler, subscriber, &parts, &stop_consumers).handles);
         }
         consumers.push(crate::task::spawn("orchestrator-timer", timer.run(stop_consumers.child_token())));
@@ -227,7 +227,7 @@ impl Core {
             store,
             service,
             catalogue,
-            embedded: Arc::new(embedded),
+            brokers: Arc::new(brokers),
             declarations,
             instance,
             epoch,
@@ -244,7 +244,7 @@ impl Core {
 
     /// Where a kind of source is read from.
     pub fn subscriber(&self, source: &Source) -> Arc<dyn Subscriber> {
-        self.embedded.subscriber(broker_of(source))
+        self.brokers.subscriber(source)
     }
 
     /// Stops in order: consumers finish their batch, lanes their window, the committer what
@@ -257,7 +257,7 @@ impl Core {
         join_all("relay", tasks.relay).await;
         self.service.committer().close();
         join_all("committer", vec![tasks.committer]).await;
-        self.embedded.shutdown().await;
+        self.brokers.shutdown().await;
         self.store.close().await;
     }
 }
@@ -270,54 +270,13 @@ async fn join_all(what: &str, handles: Vec<JoinHandle<()>>) {
     }
 }
 
-fn broker_of(source: &Source) -> Broker {
-    match source {
-        Source::Queue { .. } => Broker::Rabbitmq,
-        Source::Topics(_) => Broker::Kafka,
-        Source::WorkQueue { .. } | Source::Ephemeral { .. } => Broker::Nats,
-    }
-}
-
-async fn open_embedded(
-    data_dir: &Path,
-    catalogue: &Catalogue,
-    declarations: &[Declaration],
-) -> Result<Embedded, StartError> {
-    let mut durable: Vec<Subscription> = declarations
-        .iter()
-        .map(|declaration| Subscription {
-            consumer: declaration.name.into(),
-            source: declaration.source.clone(),
-            prefetch: 1,
-            ack_wait: Duration::from_secs(30),
-        })
-        .collect();
-    durable.push(process_runner_subscription());
-    let topology = EmbeddedTopology::from_catalogue(catalogue, durable);
-    Ok(Embedded::open(&data_dir.join("brokers.db"), topology).await?)
-}
-
-/// The embedded logs confirm before they sync. What one lost in a power cut is published
-/// again: its legs, marked done, become pending.
-async fn reopen_lost(store: &dyn Store, embedded: &Embedded) -> Result<(), StartError> {
-    let actual = embedded.ends();
-    let lost: Vec<BrokerEnd> = store
-        .broker_ends()
-        .await?
-        .into_iter()
-        .filter_map(|known| {
-            let end = actual
-                .iter()
-                .find(|end| end.broker == known.broker && end.log == known.log && end.partition == known.partition)
-                .map_or(0, |end| end.end);
-            (end < known.end).then_some(BrokerEnd { end, ..known })
-        })
-        .collect();
-    if lost.is_empty() {
-        return Ok(());
-    }
-    let logs: HashSet<&str> = lost.iter().map(|end| &*end.log).collect();
-    let reopened = store.reopen_legs(&lost).await?;
-    tracing::warn!(reopened, ?logs, "the embedded logs had lost their unsynced tail; publishing it again");
-    Ok(())
+/// Every durable subscription of this gateway.
+fn durable(declarations: &[Declaration]) -> Vec<Subscription> {
+    let consumer = |declaration: &Declaration| Subscription {
+        consumer: declaration.name.into(),
+        source: declaration.source.clone(),
+        prefetch: 1,
+        ack_wait: Duration::from_secs(30),
+    };
+    declarations.iter().map(consumer).chain([process_runner_subscription()]).collect()
 }

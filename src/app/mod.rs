@@ -1,5 +1,6 @@
 //! The only place that wires anything together: builds, spawns, shuts down in order.
 
+mod brokers;
 mod core;
 mod housekeeping;
 mod lock;

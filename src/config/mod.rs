@@ -13,9 +13,11 @@ mod http;
 mod idempotency;
 mod instance;
 mod intake;
+mod jobs;
 mod layers;
 mod live;
 mod log;
+mod relay;
 mod retention;
 mod runner;
 pub mod setting;
@@ -41,9 +43,11 @@ pub use http::Http;
 pub use idempotency::Idempotency;
 pub use instance::{Instance, InstanceId};
 pub use intake::Intake;
+pub use jobs::Jobs;
 pub use layers::{Files, Sources};
 pub use live::Live;
 pub use log::{Log, LogFormat};
+pub use relay::Relay;
 pub use retention::Retention;
 pub use runner::Runner;
 pub use setting::{Parallelism, Secret, Setting};
@@ -83,9 +87,11 @@ sections! {
     instance: Instance,
     store: Store,
     intake: Intake,
+    jobs: Jobs,
     idempotency: Idempotency,
     retention: Retention,
     brokers: Brokers,
+    relay: Relay,
     catalogue: Catalogue,
     auth: Auth,
     live: Live,

@@ -199,7 +199,7 @@ macro_rules! show_bound {
         }
     )+};
 }
-show_bound!(u32, usize, f64);
+show_bound!(u8, u32, usize, f64);
 
 /// A value as a user would recognise it.
 pub(super) fn shown(value: &Value) -> String {
@@ -240,6 +240,7 @@ macro_rules! parsed_setting {
 }
 parsed_setting! {
     SocketAddr: "an IP address and a port such as 127.0.0.1:8080",
+    u8: "a whole number",
     u32: "a whole number",
     usize: "a whole number",
     f64: "a number",

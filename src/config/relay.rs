@@ -1,0 +1,27 @@
+use super::setting::{Check, Checks, settings};
+
+settings! {
+    /// The relays: committed events on their way to the brokers.
+    pub struct Relay in "relay" {
+        /// Lanes per broker. More let several windows be in flight at once; a key keeps its lane.
+        lanes: u8 = "1",
+        /// Events a lane holds in memory; behind that it reads from the store.
+        lane_capacity: usize = "8192",
+        /// Messages published, confirmed and marked together.
+        window: usize = "256",
+    }
+}
+
+impl Check for Relay {
+    fn check(&self, checks: &mut Checks<'_>) {
+        checks.within("relay.lanes", self.lanes, 1..=64);
+        checks.within("relay.lane_capacity", self.lane_capacity, 1..=1_000_000);
+        checks.within("relay.window", self.window, 1..=10_000);
+        checks.require(
+            self.lane_capacity >= self.window,
+            "relay.lane_capacity",
+            "is smaller than relay.window: a window could never be filled",
+            "make it at least as large",
+        );
+    }
+}
