@@ -4,6 +4,7 @@
 //! Two traits, both small enough to implement in a day; `tests/contract` tells when
 //! an adapter is done.
 
+pub mod cloudevents;
 pub mod embedded;
 
 use std::sync::Arc;
