@@ -1,0 +1,31 @@
+"""The brokers' addresses as environment variables: for the gateway and for the tests."""
+
+
+def urls(settings):
+    login = f"{settings['RABBITMQ_USER']}:{settings['RABBITMQ_PASSWORD']}"
+    database = settings["POSTGRES_DATABASE"]
+    return {
+        "RABBITMQ": ",".join(f"amqp://{login}@{address}/%2f" for address in settings.addresses("RABBITMQ{}_PORT")),
+        "KAFKA": ",".join(settings.addresses("KAFKA{}_PORT")),
+        "NATS": ",".join(f"nats://{address}" for address in settings.addresses("NATS{}_PORT")),
+        "REGISTRY": f"http://127.0.0.1:{settings.port('REGISTRY_PORT')}{settings['REGISTRY_PATH']}",
+        # Where the server asks for none, the password is ignored.
+        "POSTGRES": f"postgres://{settings['POSTGRES_USER']}:{settings['POSTGRES_PASSWORD']}"
+                    f"@127.0.0.1:{settings.port('POSTGRES_PORT')}/{database}",
+    }
+
+
+def for_tests(settings):
+    return {f"EVENT_GATEWAY_TEST_{name}": value for name, value in urls(settings).items()}
+
+
+def for_gateway(settings):
+    value = urls(settings)
+    return {
+        "GATEWAY__BROKERS__MODE": "external",
+        "GATEWAY__RABBITMQ__URLS": value["RABBITMQ"],
+        "GATEWAY__KAFKA__BROKERS": value["KAFKA"],
+        "GATEWAY__NATS__URLS": value["NATS"],
+        "GATEWAY__REGISTRY__URL": value["REGISTRY"],
+        "GATEWAY__STORE__URL": value["POSTGRES"],
+    }

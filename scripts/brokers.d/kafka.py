@@ -1,0 +1,103 @@
+"""Kafka from Maven: three nodes, each broker and controller (KRaft)."""
+
+import subprocess
+
+import install
+from component import Component
+from processes import port_open
+from settings import SHARED, Failure
+
+POM = """<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
+<groupId>brokers</groupId><artifactId>kafka</artifactId><version>1</version><dependencies>
+<dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{version}</version></dependency>
+<dependency><groupId>org.apache.kafka</groupId><artifactId>kafka-tools</artifactId><version>{version}</version></dependency>
+</dependencies></project>
+"""
+LOGGING = """Configuration:
+  Appenders:
+    Console: { name: STDOUT, PatternLayout: { pattern: "%d %p %c %m%n" } }
+  Loggers:
+    Root: { level: WARN, AppenderRef: [ { ref: STDOUT } ] }
+"""
+CONTROLLER_PORT = 19093
+
+
+class Kafka(Component):
+    name = "kafka"
+    nodes = ("kafka1", "kafka2", "kafka3")
+
+    def __init__(self, settings):
+        super().__init__(settings)
+        self.programs = settings.cache / f"kafka-{settings['KAFKA_VERSION']}"
+        self.controllers = [CONTROLLER_PORT + 2 * node + settings.shift for node in range(3)]
+
+    def install(self):
+        install.java(self.settings)
+        with install.once(self.settings.cache / f"{self.programs.name}.done") as todo:
+            if todo:
+                install.maven(self.settings)
+                self.programs.mkdir(exist_ok=True)
+                pom = self.programs / "pom.xml"
+                pom.write_text(POM.format(version=self.settings["KAFKA_VERSION"]))
+                command = ["mvn", "-q", "-B", "-f", pom, "dependency:copy-dependencies",
+                           f"-DoutputDirectory={self.programs / 'libs'}"]
+                install.run(command, self.settings.logs / "kafka-fetch.log", "fetch Kafka with Maven")
+
+    def java(self, *arguments):
+        logging = self.directory / "log4j2.yaml"
+        return ["java", "-XX:+UseSerialGC", "-cp", f"{self.programs / 'libs'}/*",
+                f"-Dlog4j2.configurationFile={logging}", *arguments]
+
+    def launch_all(self, nodes):
+        (self.directory / "log4j2.yaml").write_text(LOGGING)
+        super().launch_all(nodes)
+
+    def launch(self, node):
+        data = self.directory / node
+        data.mkdir(parents=True, exist_ok=True)
+        properties = self.directory / f"{node}.properties"
+        properties.write_text((SHARED / "kafka.properties").read_text() + self.own_properties(node, data))
+        if not (data / "meta.properties").exists():
+            tool = self.java("-Xmx128m", "-XX:TieredStopAtLevel=1", "kafka.tools.StorageTool", "format", "-t",
+                             self.settings["KAFKA_CLUSTER_ID"], "-c", properties, "--ignore-formatted")
+            install.run(tool, self.settings.logs / f"{node}-format.log", f"format the storage of {node}")
+        server = self.java("-Xms128m", "-Xmx512m", "kafka.Kafka", properties)
+        self.processes[node].launch(server, cwd=self.directory)
+
+    def own_properties(self, node, data):
+        port, controller = self.port(node), self.controllers[self.index(node)]
+        voters = ",".join(f"{n + 1}@127.0.0.1:{p}" for n, p in enumerate(self.controllers))
+        return (f"node.id={self.number(node)}\n"
+                f"controller.quorum.voters={voters}\n"
+                f"listeners=CLIENT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n"
+                f"advertised.listeners=CLIENT://127.0.0.1:{port}\n"
+                "listener.security.protocol.map=CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT\n"
+                "inter.broker.listener.name=CLIENT\n"
+                f"log.dirs={data}\n")
+
+    def port(self, node):
+        return self.settings.ports("KAFKA{}_PORT")[self.index(node)]
+
+    def healthy(self, node):
+        return port_open(self.port(node))
+
+    def complete(self):
+        """All three are registered and unfenced."""
+        self.processes[self.nodes[0]].wait_until(self.all_registered, self.start_limit_s)
+
+    def all_registered(self):
+        servers = ",".join(self.settings.addresses("KAFKA{}_PORT"))
+        tool = self.java("-Xmx96m", "-XX:TieredStopAtLevel=1",
+                         "org.apache.kafka.tools.BrokerApiVersionsCommand", "--bootstrap-server", servers)
+        try:
+            answer = subprocess.run(tool, capture_output=True, text=True, timeout=30, check=False).stdout
+        except subprocess.TimeoutExpired:
+            return False
+        return sum(line.startswith("127.0.0.1:") and "isFenced: false" in line for line in answer.splitlines()) == 3
+
+    def tool(self, name, arguments):
+        """Runs one of Kafka's own tools, e.g. TopicCommand --list."""
+        servers = ",".join(self.settings.addresses("KAFKA{}_PORT"))
+        command = self.java("-Xmx128m", f"org.apache.kafka.tools.{name}", "--bootstrap-server", servers, *arguments)
+        if subprocess.run(command, check=False).returncode:
+            raise Failure(f"{name} failed")

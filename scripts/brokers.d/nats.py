@@ -1,0 +1,59 @@
+"""NATS with JetStream, built with Go: three servers."""
+
+import json
+import os
+
+import install
+from component import Component
+from processes import http_get
+from settings import SHARED
+
+CLUSTER = "event-gateway"
+ROUTE_PORT = 6222
+
+
+class Nats(Component):
+    name = "nats"
+    nodes = ("nats1", "nats2", "nats3")
+
+    def __init__(self, settings):
+        super().__init__(settings)
+        self.program = settings.cache / f"nats-{settings['NATS_VERSION']}" / "nats-server"
+        self.routes = settings.private_ports(ROUTE_PORT)
+
+    def install(self):
+        with install.once(self.settings.cache / f"nats-{self.settings['NATS_VERSION']}.done") as todo:
+            if todo:
+                go = install.go(self.settings)
+                env = {**os.environ, "GOBIN": str(self.program.parent), "GOTOOLCHAIN": "auto"}
+                module = f"github.com/nats-io/nats-server/v2@v{self.settings['NATS_VERSION']}"
+                install.run([go, "install", module], self.settings.logs / "nats-fetch.log", "build nats-server with Go",
+                            cwd="/", env=env)
+
+    def launch(self, node):
+        data = self.directory / node
+        data.mkdir(parents=True, exist_ok=True)
+        routes = ",".join(f"nats://127.0.0.1:{port}" for port in self.routes)
+        command = [self.program, "-c", SHARED / "nats.conf", "--server_name", node, "-a", "127.0.0.1",
+                   "-p", self.port(node), "-m", self.monitor(node), "-sd", data, "--cluster_name", CLUSTER,
+                   "--cluster", f"nats://127.0.0.1:{self.routes[self.index(node)]}", "--no_advertise",
+                   "--routes", routes]
+        self.processes[node].launch(command, cwd=data)
+
+    def port(self, node):
+        return self.settings.ports("NATS{}_PORT")[self.index(node)]
+
+    def monitor(self, node):
+        return self.settings.ports("NATS{}_MONITOR_PORT")[self.index(node)]
+
+    def healthy(self, node):
+        return http_get(f"http://127.0.0.1:{self.monitor(node)}/healthz") is not None
+
+    def complete(self):
+        """JetStream has a leader and knows all three."""
+        self.processes["nats1"].wait_until(self.has_leader, 60)
+
+    def has_leader(self):
+        body = http_get(f"http://127.0.0.1:{self.monitor('nats1')}/jsz")
+        cluster = json.loads(body).get("meta_cluster", {}) if body else {}
+        return bool(cluster.get("leader")) and cluster.get("cluster_size") == 3

@@ -1,0 +1,125 @@
+"""docker-compose.events.yml, read as Compose reads it, held against its schema and against the
+native recipe: same versions, ports, nodes, settings and addresses."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import jsonschema
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts" / "brokers.d"))
+sys.dont_write_bytecode = True
+
+import environment  # noqa: E402
+from kafka import Kafka  # noqa: E402
+from nats import Nats  # noqa: E402
+from postgres import Postgres  # noqa: E402
+from rabbitmq import RabbitMq  # noqa: E402
+from registry import Registry  # noqa: E402
+from settings import Settings  # noqa: E402
+
+VARIABLE = re.compile(r"\$\{(\w+)(?::\?[^}]*)?\}")
+SHARED_FILES = {"rabbit": "rabbitmq.conf", "kafka": "kafka.properties", "nats": "nats.conf", "postgres": "postgresql.conf"}
+PINNED = re.compile(r":v?\d+[\w.-]*$")
+wrong = []
+
+
+def expect(good, message):
+    if not good:
+        wrong.append(message)
+
+
+def interpolate(text, values):
+    """Replaces ${NAME} as Compose does; a name that nobody sets is wrong."""
+    def value(match):
+        expect(match[1] in values, f"${{{match[1]}}} is not set in deploy/brokers/brokers.env")
+        return values.get(match[1], "")
+    return VARIABLE.sub(value, text)
+
+
+def without_extensions(document):
+    return {key: value for key, value in document.items() if not key.startswith("x-")}
+
+
+def check_schema(document):
+    schema = json.loads((ROOT / "tests/compose/compose-spec.json").read_text())
+    for error in jsonschema.Draft7Validator(schema).iter_errors(document):
+        wrong.append(f"schema: {'/'.join(map(str, error.path))}: {error.message[:200]}")
+
+
+def check_services(services):
+    for name, service in services.items():
+        image = service.get("image", "")
+        expect(PINNED.search(image) or "build" in service, f"{name}: image {image} has no pinned version")
+        expect("healthcheck" in service, f"{name}: no health check")
+        expect(service.get("profiles"), f"{name}: in no profile")
+        for needed in service.get("depends_on", {}):
+            expect(needed in services, f"{name}: depends on {needed}, which is no service")
+        for port in service.get("ports", []):
+            expect(port.startswith("127.0.0.1:"), f"{name}: port {port} is published beyond loopback")
+
+
+def check_files(document):
+    volumes = document["volumes"]
+    for name, service in document["services"].items():
+        sources = [volume.split(":")[0] for volume in service.get("volumes", [])]
+        for source in sources:
+            known = (ROOT / source).exists() if source.startswith("./") else source in volumes
+            expect(known, f"{name}: volume {source} is neither a file nor a declared volume")
+        shared = SHARED_FILES.get(name.rstrip("123"))
+        if shared:
+            expect(f"./deploy/brokers/{shared}" in sources, f"{name}: does not read deploy/brokers/{shared}")
+
+
+def check_nodes(services, settings):
+    """Every native node is a service under the same port."""
+    for kind in (RabbitMq, Kafka, Nats, Registry, Postgres):
+        component = kind(settings)
+        for node in (node for node in component.nodes if node != "epmd"):
+            if node not in services:
+                wrong.append(f"{node}: not in the Compose file")
+                continue
+            published = [port.split(":")[1] for port in services[node]["ports"]]
+            expect(str(component.port(node)) in published, f"{node}: port {component.port(node)} is not published")
+            expect(services[node]["profiles"] == ["core"], f"{node}: not in profile core")
+
+
+def check_gateway(services, settings):
+    """The service knows every setting that a native gateway is given."""
+    given = services["gateway"]["environment"]
+    for name in environment.for_gateway(settings):
+        expect(name in given, f"gateway: {name} is not set")
+    for name in ("RABBITMQ__URLS", "KAFKA__BROKERS", "NATS__URLS"):
+        expect(len(given[f"GATEWAY__{name}"].split(",")) == 3, f"gateway: {name} does not name three nodes")
+
+
+def check_versions(services, settings):
+    for service, name in {"rabbit1": "RABBITMQ", "kafka1": "KAFKA", "nats1": "NATS", "registry": "REGISTRY",
+                          "postgres": "POSTGRES"}.items():
+        version = settings[f"{name}_VERSION"]
+        expect(f":{version}" in services[service]["image"], f"{service}: not version {version}")
+
+
+def main():
+    settings = Settings()
+    settings.shift = 0
+    text = (ROOT / "docker-compose.events.yml").read_text()
+    values = {**settings.values, "JWT_SECRET": "a secret of the operator's, not in the file"}
+    document = without_extensions(yaml.safe_load(interpolate(text, values)))
+    check_schema(document)
+    check_services(document["services"])
+    check_files(document)
+    check_nodes(document["services"], settings)
+    check_gateway(document["services"], settings)
+    check_versions(document["services"], settings)
+    profiles = {profile for service in document["services"].values() for profile in service["profiles"]}
+    expect(profiles == {"core", "gateway", "ui", "observability"}, f"profiles are {sorted(profiles)}")
+    if wrong:
+        sys.exit("docker-compose.events.yml:\n  " + "\n  ".join(wrong))
+    print(f"compose: {len(document['services'])} services ok")
+
+
+main()
