@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::brokers::Brokers;
 use crate::broker::embedded::EmbeddedError;
 use crate::broker::{Source, Subscriber, Subscription};
-use crate::config::{Config, StoreUrl};
+use crate::config::Config;
 use crate::consumer::audit::Audit;
 use crate::consumer::metrics::MetricsConsumer;
 use crate::consumer::orchestrator::Orchestrator;
@@ -24,7 +24,6 @@ use crate::runner::datasets;
 use crate::service::agents::{AgentOptions, Agents, Dataset, Datasets};
 use crate::service::committer::{Committer, CommitterOptions};
 use crate::service::{EventService, ServiceOptions};
-use crate::store::sqlite::{SqliteOptions, SqliteStore};
 use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
 
@@ -148,15 +147,9 @@ impl Core {
         let limit = config.http.event_limit.as_u64() as usize;
         let factory = Arc::new(EventFactory::new(catalogue.clone(), agents.api_claimed(), limit));
 
-        let StoreUrl::Sqlite(path) = &config.store.url;
-        let reading = SqliteOptions {
-            readers: u32::try_from(config.store.readers).unwrap_or(u32::MAX),
-            read_timeout: config.store.read_timeout,
-        };
-        let sqlite = SqliteStore::open_with(path, factory.clone(), reading).await?;
+        let store = super::store::open(config, factory.clone()).await?;
         let instance: Arc<str> = config.instance.id.as_str().into();
-        let epoch = sqlite.next_epoch(&instance).await?;
-        let store: Arc<dyn Store> = Arc::new(sqlite);
+        let epoch = store.next_epoch(&instance).await?;
 
         let options = RelayOptions {
             lanes: config.relay.lanes,
@@ -218,10 +211,16 @@ impl Core {
         let keeper = super::housekeeping::Housekeeping {
             store: store.clone(),
             metrics: metrics.clone(),
-            keep_idempotency: config.idempotency.keep,
             consumers: declarations.iter().map(|declaration| declaration.name).collect(),
         };
         consumers.push(crate::task::spawn("housekeeping", keeper.run(stop_consumers.child_token())));
+        let keeper = super::retention::Keeper {
+            store: store.clone(),
+            metrics: metrics.clone(),
+            retention: super::retention::Retention::new(config, &catalogue),
+            interval: config.retention.interval,
+        };
+        consumers.push(crate::task::spawn("retention", keeper.run(stop_consumers.child_token())));
 
         Ok(Self {
             store,

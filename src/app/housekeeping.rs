@@ -1,4 +1,4 @@
-//! What must be done now and then: old idempotency keys, figures for metrics.
+//! What must be looked at now and then: figures of the store for metrics.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,14 +13,11 @@ use crate::telemetry::metrics::BacklogState;
 pub(super) struct Housekeeping {
     pub store: Arc<dyn Store>,
     pub metrics: Arc<Metrics>,
-    pub keep_idempotency: Duration,
     /// Every consumer, so that an emptied backlog shows as zero.
     pub consumers: Vec<&'static str>,
 }
 
 const ROUND: Duration = Duration::from_secs(5);
-/// Rows deleted at a time, so that no COMMIT waits long.
-const CHUNK: u32 = 500;
 
 impl Housekeeping {
     /// Runs until `stop`.
@@ -31,7 +28,6 @@ impl Housekeeping {
                 () = tokio::time::sleep(ROUND) => {}
             }
             self.figures().await;
-            self.prune(&stop).await;
         }
     }
 
@@ -59,20 +55,6 @@ impl Housekeeping {
             metrics.backlog_entries[BacklogState::Retrying].set(rows("retrying"));
             metrics.backlog_entries[BacklogState::Parked].set(rows("parked"));
             metrics.dead_letters.set(rows("dead"));
-        }
-    }
-
-    async fn prune(&self, stop: &CancellationToken) {
-        let before = Timestamp::now().plus_ms(-(self.keep_idempotency.as_millis() as i64));
-        while !stop.is_cancelled() {
-            match self.store.prune_idempotency(before, CHUNK).await {
-                Ok(pruned) if pruned == u64::from(CHUNK) => {}
-                Ok(_) => return,
-                Err(error) => {
-                    tracing::warn!(%error, "idempotency keys cannot be pruned");
-                    return;
-                }
-            }
         }
     }
 }

@@ -4,8 +4,12 @@ mod brokers;
 mod core;
 mod housekeeping;
 mod lock;
+mod retention;
 mod serve;
+mod store;
 
 pub use core::{Core, StartError};
 pub use lock::{DataDirLock, LockError};
+pub use retention::{Deleted, Retention};
 pub use serve::serve;
+pub use store::open as open_store;

@@ -6,6 +6,7 @@ mod exit;
 mod jobs;
 mod ledger;
 mod output;
+mod prune;
 mod serve;
 mod session;
 mod token;
@@ -79,6 +80,8 @@ enum Command {
     Jobs(jobs::Jobs),
     /// Where is my event? Every leg of every event of a job, or of one event.
     Ledger(ledger::Ledger),
+    /// Delete what is older than retention.keep.
+    Prune(prune::Prune),
     /// Tokens for people and programs.
     #[command(subcommand)]
     Token(token::Token),
@@ -110,6 +113,7 @@ pub fn main() -> ExitCode {
         Command::Serve(command) => serve::run(command, global),
         Command::Jobs(command) => block_on(jobs::run(command, &global)),
         Command::Ledger(command) => block_on(ledger::run(&command, &global)),
+        Command::Prune(command) => block_on(prune::run(command, &global)),
         Command::Trace(command) => block_on(trace::run(&command, &global)),
     };
     match outcome {

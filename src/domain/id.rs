@@ -13,6 +13,9 @@ use uuid::Uuid;
 pub struct Id(pub Uuid);
 
 impl Id {
+    /// Below every id there is.
+    pub const ZERO: Self = Self(Uuid::nil());
+
     /// A new time-ordered identifier (UUIDv7).
     pub fn new() -> Self {
         Self(Uuid::now_v7())

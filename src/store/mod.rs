@@ -4,6 +4,7 @@
 //! [`plan`], which decides what a batch of units does to what was found under lock.
 
 pub mod plan;
+pub mod prune;
 pub mod sqlite;
 pub mod unit;
 
@@ -15,6 +16,7 @@ use async_trait::async_trait;
 use crate::domain::job::{Job, JobStatus, RunnerKind, TaccSystem};
 use crate::domain::{Broker, Channel, Event, Id, Timestamp};
 
+pub use prune::{Place, Prunable, PruneStep, Pruned};
 pub use unit::*;
 
 /// Why the store did not do it.
@@ -187,6 +189,9 @@ pub trait Store: Send + Sync + 'static {
     /// Nothing was written, except for [`StoreError::OutcomeUnknown`].
     async fn commit(&self, units: Arc<Vec<Unit>>) -> Result<Vec<Outcome>, StoreError>;
 
+    /// The epoch of this start of `instance`: one more than the last.
+    async fn next_epoch(&self, instance: &str) -> Result<i64, StoreError>;
+
     /// Answers when the store can be read.
     async fn ping(&self) -> Result<(), StoreError>;
 
@@ -264,8 +269,9 @@ pub trait Store: Send + Sync + 'static {
     async fn read_model(&self, model: &str, key: &str) -> Result<Option<serde_json::Value>, StoreError>;
 
     async fn figures(&self) -> Result<StoreFigures, StoreError>;
-    /// Deletes idempotency keys older than `before`; at most `limit`. Returns how many.
-    async fn prune_idempotency(&self, before: Timestamp, limit: u32) -> Result<u64, StoreError>;
+    /// Deletes old rows, one bounded step in a transaction of its own. Go on with
+    /// [`Pruned::next`]. Jobs first, then events, then inboxes: each frees the next.
+    async fn prune(&self, step: &PruneStep) -> Result<Pruned, StoreError>;
     /// Flushes and closes. Later calls fail with [`StoreError::Unavailable`].
     async fn close(&self);
 }

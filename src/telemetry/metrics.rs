@@ -113,6 +113,18 @@ labels! {
 }
 
 labels! {
+    /// Which rows were deleted with age.
+    PrunedRows in "kind" {
+        Jobs = "jobs",
+        Events = "events",
+        Inbox = "inbox",
+        Audit = "audit",
+        Aggregates = "aggregates",
+        Idempotency = "idempotency",
+    }
+}
+
+labels! {
     /// Why a socket was told to start over from a snapshot.
     Resync in "reason" {
         /// It did not read its updates in time.
@@ -196,6 +208,8 @@ pub struct Metrics {
     /// One window, from the call to its last confirm, in seconds.
     pub publish_seconds: ByLabel<Broker, Histogram>,
     publish_errors: IntCounterVec,
+    /// Rows deleted because of their age.
+    pub pruned: ByLabel<PrunedRows, IntCounter>,
     pub sockets_connected: IntGauge,
     /// Updates handed to sockets.
     pub socket_deliveries: IntCounter,
@@ -289,6 +303,7 @@ impl Metrics {
                 ByLabel::new(|broker| vec.with_label_values(&[broker]))
             },
             publish_errors,
+            pruned: build.counter_by("pruned_rows_total", "Rows deleted because of their age."),
             sockets_connected: build.gauge("sockets_connected", "Sockets connected."),
             socket_deliveries: build
                 .register(IntCounter::with_opts(opts("socket_deliveries_total", "Updates handed to sockets."))),
@@ -415,6 +430,7 @@ mod tests {
             "outbox_oldest_seconds{broker=\"kafka\"}",
             "publish_seconds_bucket{broker=\"rabbitmq\"",
             "publish_errors_total{broker=\"kafka\",kind=\"down\"}",
+            "pruned_rows_total{kind=\"events\"}",
             "consume_seconds_bucket{consumer=\"orchestrator\"",
             "handler_seconds_bucket{consumer=\"orchestrator\"",
             "handler_errors_total{class=\"permanent\",consumer=\"orchestrator\"}",

@@ -1,6 +1,7 @@
 //! The contract of the store port: one suite, run on every adapter.
 
 mod fixture;
+mod retention;
 mod suite;
 
 use std::sync::Arc;
@@ -17,19 +18,19 @@ async fn sqlite() -> Opened {
 }
 
 macro_rules! contract {
-    ($open:path: $($name:ident),+ $(,)?) => {
+    ($open:path, $suite:ident: $($name:ident),+ $(,)?) => {
         $(#[tokio::test]
         async fn $name() {
-            suite::$name(&$open().await).await;
+            $suite::$name(&$open().await).await;
         })+
     };
 }
 
 mod on_sqlite {
-    use super::{sqlite, suite};
+    use super::{retention, sqlite, suite};
 
     contract!(
-        sqlite:
+        sqlite, suite:
         a_repeat_of_a_key_is_answered_from_the_first,
         two_units_of_one_key_in_a_batch_are_one,
         a_refused_unit_leaves_nothing_and_others_go_through,
@@ -46,5 +47,16 @@ mod on_sqlite {
         folds_add_up_within_and_over_batches,
         lists_page_without_holes,
         due_retries_and_lapsed_leases_are_found,
+    );
+    contract!(
+        sqlite, retention:
+        ended_jobs_go_with_all_that_is_theirs,
+        open_legs_backlog_rows_and_open_jobs_keep_what_they_need,
+        a_cursor_older_than_what_is_kept_gets_a_snapshot,
+        the_inbox_outlives_its_events,
+        a_dry_run_counts_and_deletes_nothing,
+        steps_are_bounded_and_numbers_go_on,
+        answers_and_minutes_go_by_age,
+        epochs_count_up_per_instance,
     );
 }

@@ -70,21 +70,6 @@ pub(super) async fn write_keys(
     .await
 }
 
-pub(super) async fn prune_keys(
-    connection: &mut SqliteConnection,
-    before: Timestamp,
-    limit: u32,
-) -> Result<u64, StoreError> {
-    let result = sqlx::query(
-        "DELETE FROM idempotency WHERE rowid IN (SELECT rowid FROM idempotency WHERE at < ?1 ORDER BY at LIMIT ?2)",
-    )
-    .bind(before.0)
-    .bind(i64::from(limit))
-    .execute(connection)
-    .await?;
-    Ok(result.rows_affected())
-}
-
 pub(super) async fn load_inbox(
     connection: &mut SqliteConnection,
     wanted: &[(&Arc<str>, Id)],

@@ -9,6 +9,7 @@ mod history;
 mod inbox;
 mod jobs;
 mod outbox;
+mod prune;
 mod rows;
 
 use std::path::Path;
@@ -25,7 +26,7 @@ use tokio::sync::Mutex;
 use super::plan::{Found, Needs, Plan, plan};
 use super::{
     BacklogRow, BrokerEnd, ChannelState, Deliveries, EventFilter, JobFilter, JobSummary, LegRow, Outcome, Page,
-    ReplayLimit, SamplePoint, Store, StoreError, StoreFigures, Unit,
+    PruneStep, Pruned, ReplayLimit, SamplePoint, Store, StoreError, StoreFigures, Unit,
 };
 use crate::domain::factory::EventFactory;
 use crate::domain::job::{Job, RunnerKind};
@@ -111,20 +112,6 @@ impl SqliteStore {
             factory,
             read_timeout: reading.read_timeout,
         })
-    }
-
-    /// The epoch of this start: one more than the last.
-    pub async fn next_epoch(&self, instance: &str) -> Result<i64, StoreError> {
-        let mut guard = self.writer.lock().await;
-        let writer = guard.as_mut().ok_or_else(closed)?;
-        let row = sqlx::query(
-            "INSERT INTO instance (id, epoch) VALUES (?, 1) ON CONFLICT (id) DO UPDATE SET epoch = epoch + 1 \
-             RETURNING epoch",
-        )
-        .bind(instance.to_owned())
-        .fetch_one(&mut writer.connection)
-        .await?;
-        Ok(row.try_get("epoch")?)
     }
 
     /// Runs a read on a pooled connection within the read timeout.
@@ -224,6 +211,20 @@ impl Store for SqliteStore {
             }
         }
         Ok(plan.outcomes)
+    }
+
+    async fn next_epoch(&self, instance: &str) -> Result<i64, StoreError> {
+        self.write(async |c| {
+            let row = sqlx::query(
+                "INSERT INTO instance (id, epoch) VALUES (?, 1) ON CONFLICT (id) DO UPDATE SET epoch = epoch + 1 \
+                 RETURNING epoch",
+            )
+            .bind(instance.to_owned())
+            .fetch_one(c)
+            .await?;
+            Ok(row.try_get("epoch")?)
+        })
+        .await
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
@@ -377,8 +378,11 @@ impl Store for SqliteStore {
         .await
     }
 
-    async fn prune_idempotency(&self, before: Timestamp, limit: u32) -> Result<u64, StoreError> {
-        self.write(async |c| inbox::prune_keys(c, before, limit).await).await
+    async fn prune(&self, step: &PruneStep) -> Result<Pruned, StoreError> {
+        if step.dry_run {
+            return self.read(async |c| prune::step(c, step).await).await;
+        }
+        self.write(async |c| prune::step(c, step).await).await
     }
 
     async fn close(&self) {
