@@ -3,6 +3,7 @@
 //!
 //! Nothing here does I/O or is async; everything else builds on it.
 
+pub mod backoff;
 pub mod catalogue;
 pub mod event;
 pub mod factory;
