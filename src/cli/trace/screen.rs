@@ -30,6 +30,7 @@ pub struct Seen {
     pub gaps: AtomicU64,
     /// The gateway said "start over from this snapshot".
     pub resyncs: AtomicU64,
+    /// Connections that went on where a lost one had ended.
     pub reconnects: AtomicU64,
 }
 
@@ -49,7 +50,6 @@ pub struct Screen {
 impl Screen {
     /// Watches until `stop`, over as many connections as it takes.
     pub async fn watch(mut self, stop: CancellationToken) {
-        let mut connections = 0u64;
         loop {
             let ended = tokio::select! {
                 ended = self.connection() => ended,
@@ -57,10 +57,6 @@ impl Screen {
             };
             if let Err(error) = ended {
                 self.board.complain(format!("socket: {error}"));
-            }
-            connections += 1;
-            if connections > 1 {
-                self.seen.reconnects.fetch_add(1, Ordering::Relaxed);
             }
             tokio::select! {
                 () = tokio::time::sleep(RECONNECT_PAUSE) => {}
@@ -78,7 +74,11 @@ impl Screen {
         // The first time there is no cursor: the answer says where the channel stands.
         channels.entry(format!("user:{}", self.user)).or_default();
         let resume = json!({ "channels": channels, "acks": true });
+        let is_first = self.cursors.is_empty();
         let Resumed { channels } = read(socket.call("resume", &resume, CONNECT_LIMIT).await?)?;
+        if !is_first {
+            self.seen.reconnects.fetch_add(1, Ordering::Relaxed);
+        }
         for (channel, answer) in channels {
             self.joined(&channel, answer);
         }
