@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::middleware::from_fn;
 use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -16,7 +17,7 @@ use crate::auth::Authenticator;
 use crate::broker::Source;
 use crate::config::Config;
 use crate::consumer::live::Live;
-use crate::http::{AppState, HttpOptions, router};
+use crate::http::{AppState, HttpOptions, RateLimits, identify, router};
 use crate::ops::ledger::Ledger;
 use crate::realtime::{self, Realtime};
 use crate::runner::control::ServiceControl;
@@ -99,9 +100,10 @@ impl Gateway {
             ledger: Arc::new(Ledger::new(core.store.clone(), core.declarations.clone())),
             metrics,
             readiness,
+            rate_limits: RateLimits::new(&config.http),
             options: HttpOptions::new(config, core.instance.to_string()),
         };
-        let routes = router(state).merge(realtime.routes());
+        let routes = router(state).merge(realtime.routes().layer(from_fn(identify)));
         let address =
             listener.local_addr().map_err(|source| StartError::Listen { address: config.http.listen, source })?;
         let http = crate::task::spawn("http", listen(listener, routes, realtime.clone(), stop_http.clone()));

@@ -21,6 +21,11 @@ settings! {
         request_timeout: Duration = "30s",
         /// Requests that may be open at once; more are answered with 503.
         max_in_flight: usize = "4096",
+        /// Requests a second that one user may go on making; more are answered with 429. 0: no limit.
+        /// Operators and workers have none.
+        rate_limit: u32 = "100",
+        /// Requests that a user may make at once after a pause.
+        rate_burst: u32 = "200",
         /// Origins of other pages that may call the API (CORS). Empty: the gateway's own page only.
         allowed_origins: Vec<String> = "",
     }
@@ -35,6 +40,8 @@ impl Check for Http {
         checks.within("http.event_limit", self.event_limit, ByteSize::kib(1)..=ByteSize::kb(1000));
         checks.within("http.request_timeout", self.request_timeout, Duration::from_secs(1)..=Duration::from_secs(600));
         checks.within("http.max_in_flight", self.max_in_flight, 16..=1_000_000);
+        checks.within("http.rate_limit", self.rate_limit, 0..=1_000_000);
+        checks.within("http.rate_burst", self.rate_burst, 1..=1_000_000);
         checks.origins("http.allowed_origins", &self.allowed_origins);
     }
 }

@@ -71,6 +71,15 @@ pub async fn edge(State(edge): State<Arc<Edge>>, mut request: Request, next: Nex
     response
 }
 
+/// Names requests that do not come by the [`edge`]: those of Socket.IO, which last as long as
+/// they like.
+pub async fn identify(request: Request, next: Next) -> Response {
+    let request_id = request_id(request.headers());
+    let mut response = next.run(request).await;
+    response.headers_mut().insert(X_REQUEST_ID, request_id);
+    response
+}
+
 /// Health and metrics are answered however busy it is.
 fn permit<'a>(edge: &'a Edge, path: &str) -> Option<Option<tokio::sync::SemaphorePermit<'a>>> {
     match path {
@@ -152,7 +161,7 @@ fn log(problem: &Problem, status: StatusCode, request_id: &str, method: &Method,
         Kind::StoreUnavailable | Kind::OutcomeUnknown | Kind::Timeout | Kind::KeysUnavailable => {
             tracing::warn!(%method, path, status, request_id, ms, kind, cause, "request failed");
         }
-        Kind::Overloaded | Kind::Stopping | Kind::NotReady => {
+        Kind::Overloaded | Kind::RateLimited | Kind::Stopping | Kind::NotReady => {
             tracing::debug!(%method, path, status, request_id, ms, kind, detail, "request refused");
         }
         _ => tracing::info!(%method, path, status, request_id, ms, kind, detail, "request refused"),

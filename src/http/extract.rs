@@ -19,7 +19,7 @@ use super::problem::{Kind, Problem, no_token};
 use crate::auth;
 use crate::domain::factory::Cause;
 use crate::domain::{Id, Principal, Role, Timestamp};
-use crate::service::Context;
+use crate::service::{Context, FieldError};
 
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 pub const X_ON_BEHALF_OF: HeaderName = HeaderName::from_static("x-on-behalf-of");
@@ -83,6 +83,7 @@ impl<R: Allowed> FromRequestParts<Arc<AppState>> for Caller<R> {
     async fn from_request_parts(parts: &mut Parts, state: &Arc<AppState>) -> Result<Self, Problem> {
         let received_at = Timestamp::now();
         let principal = state.auth.authenticate(bearer(&parts.headers)?).await?;
+        state.rate_limits.check(&principal)?;
         if !R::ROLES.is_empty() && !R::ROLES.iter().any(|role| principal.has(*role)) {
             let roles: Vec<&str> = R::ROLES.iter().map(|role| role.as_str()).collect();
             return Err(Problem::new(Kind::Forbidden, format!("this needs the role {}", roles.join(" or "))));
@@ -185,7 +186,8 @@ impl<S: Send + Sync> FromRequestParts<S> for PathId {
     }
 }
 
-/// The query string as a `T`. A parameter that is there but empty counts as missing.
+/// The query string as a `T`. A parameter without a value is refused: `?user=$UNSET` must not
+/// become the list of everybody.
 #[derive(Clone, Copy, Debug)]
 pub struct Params<T>(pub T);
 
@@ -194,14 +196,15 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         let query = parts.uri.query().unwrap_or_default();
-        let mut given = form_urlencoded::Serializer::new(String::new());
-        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-            if !value.is_empty() {
-                given.append_pair(&name, &value);
-            }
+        let pairs = || form_urlencoded::parse(query.as_bytes());
+        let empty = pairs().filter(|(_, value)| value.is_empty());
+        let errors: Vec<_> = empty
+            .map(|(name, _)| FieldError::new(name, "empty", "has no value; give it one or leave the parameter out"))
+            .collect();
+        if !errors.is_empty() {
+            return Err(Problem::invalid(errors));
         }
-        let given = given.finish();
-        let deserializer = serde_urlencoded::Deserializer::new(form_urlencoded::parse(given.as_bytes()));
+        let deserializer = serde_urlencoded::Deserializer::new(pairs());
         serde_path_to_error::deserialize(deserializer).map(Self).map_err(|error| {
             let path = error.path().to_string();
             let path = if path == "." { "" } else { &path };

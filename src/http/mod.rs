@@ -19,6 +19,7 @@ mod json;
 pub mod openapi;
 mod page;
 pub mod problem;
+mod rate;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -43,6 +44,8 @@ use crate::ops::ledger::Ledger;
 use crate::service::EventService;
 use crate::telemetry::{Metrics, Readiness};
 use edge::Edge;
+pub use edge::identify;
+pub use rate::RateLimits;
 
 /// What the routes work with.
 pub struct AppState {
@@ -51,6 +54,7 @@ pub struct AppState {
     pub ledger: Arc<Ledger>,
     pub metrics: Arc<Metrics>,
     pub readiness: Arc<Readiness>,
+    pub rate_limits: RateLimits,
     pub options: HttpOptions,
 }
 

@@ -13,7 +13,7 @@ use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{Operation, PathItem};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::{OpenApi, Ref, RefOr, Response, ResponseBuilder};
+use utoipa::openapi::{OpenApi, Ref, RefOr, Required, Response, ResponseBuilder};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
@@ -23,6 +23,9 @@ use super::problem::{PROBLEM_JSON, ProblemBody};
 /// Swagger UI sets style attributes and shows images that are part of its styles.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
+
+/// How a route describes a body that it can do without.
+pub(super) const OPTIONAL: &str = "May be left out";
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -84,12 +87,18 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
 }
 
 fn complete(path: &str, operation: &mut Operation) {
+    // utoipa takes a body for optional only if it may also be null.
+    if let Some(RefOr::T(body)) = &mut operation.request_body
+        && body.description.as_deref() == Some(OPTIONAL)
+    {
+        body.required = Some(Required::False);
+    }
     let has_body = operation.request_body.is_some();
     let has_params = operation.parameters.as_ref().is_some_and(|all| !all.is_empty());
     // No `security` of its own means the document's: a bearer token.
     let needs_token = operation.security.is_none();
     let health = matches!(path, "/livez" | "/readyz" | "/metrics");
-    let refusals: [(bool, &str, &str); 9] = [
+    let refusals: [(bool, &str, &str); 10] = [
         (has_body, "400", "The body is broken"),
         (needs_token, "401", "No token, or one that is not accepted"),
         (needs_token, "403", "The caller may not do this"),
@@ -97,6 +106,7 @@ fn complete(path: &str, operation: &mut Operation) {
         (has_body, "413", "The body, or an event made of it, is too large"),
         (has_body, "415", "The body is not JSON"),
         (has_body || has_params, "422", "Fields, parameters or headers are wrong; `errors` names each"),
+        (needs_token, "429", "More requests than a user may make; none for operators and workers"),
         (!health, "500", "A bug; the log has more under the request id"),
         (!health, "503", "Busy, stopping, or the store is away; `retry_safe` says whether to just try again"),
     ];
@@ -116,7 +126,7 @@ fn complete(path: &str, operation: &mut Operation) {
             add_header(response, "x-request-id", "Names this request in the log", Type::String);
             match status.as_str() {
                 "401" => add_header(response, "www-authenticate", "How to authenticate", Type::String),
-                "503" => add_header(response, "retry-after", "Seconds to wait", Type::Integer),
+                "429" | "503" => add_header(response, "retry-after", "Seconds to wait", Type::Integer),
                 _ => {}
             }
         }

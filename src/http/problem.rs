@@ -23,6 +23,9 @@ pub const PROBLEM_JSON: &str = "application/problem+json";
 /// What every `type` begins with.
 const TYPE_PREFIX: &str = "urn:event-gateway:problem:";
 
+/// Wrong fields that one answer names: a short request must not be worth a long answer.
+const MAX_ERRORS: usize = 100;
+
 macro_rules! kinds {
     ($($(#[doc = $doc:literal])+ $kind:ident = $slug:literal, $status:ident, $title:literal, $rejected:ident, $retry:literal;)+) => {
         /// What can go wrong. The slug is part of the public surface: never rename one.
@@ -101,6 +104,8 @@ kinds! {
     Invalid = "validation-failed", UNPROCESSABLE_ENTITY, "The request is not valid", Validation, false;
     /// The Idempotency-Key, or the source and id of an event, was used for something else.
     KeyReused = "key-reused", UNPROCESSABLE_ENTITY, "The key was used for another request", Validation, false;
+    /// The user makes more requests than http.rate_limit allows; `Retry-After` says when to go on.
+    RateLimited = "rate-limited", TOO_MANY_REQUESTS, "Too many requests", RateLimited, true;
     /// A bug here; the log has more under the request id.
     Internal = "internal", INTERNAL_SERVER_ERROR, "Something went wrong inside", Internal, false;
     /// Too much waits to be committed, or too many requests are open.
@@ -182,13 +187,17 @@ impl Problem {
         Self { kind, parts: Box::new(parts) }
     }
 
-    /// Wrong fields.
-    pub fn invalid(errors: Vec<FieldError>) -> Self {
+    /// Wrong fields. The answer names [`MAX_ERRORS`] of them at most.
+    pub fn invalid(mut errors: Vec<FieldError>) -> Self {
         let detail = match errors.as_slice() {
             [one] if one.field.is_empty() => one.message.clone(),
             [one] => format!("{}: {}", one.field, one.message),
+            all if all.len() > MAX_ERRORS => {
+                format!("{} fields are wrong; errors names the first {MAX_ERRORS}", all.len())
+            }
             all => format!("{} fields are wrong; errors names each", all.len()),
         };
+        errors.truncate(MAX_ERRORS);
         let mut problem = Self::new(Kind::Invalid, detail);
         problem.parts.errors = errors;
         problem
@@ -226,6 +235,13 @@ impl Problem {
     #[must_use]
     pub fn retry_safe(mut self, safe: bool) -> Self {
         self.parts.retry_safe = safe;
+        self
+    }
+
+    /// Seconds until it is worth while to ask again.
+    #[must_use]
+    pub fn retry_after(mut self, seconds: u32) -> Self {
+        self.parts.retry_after = Some(seconds);
         self
     }
 

@@ -15,6 +15,7 @@ use utoipa::ToSchema;
 use super::AppState;
 use super::extract::{Anyone, Caller, LargeBody, require_json};
 use super::json;
+use super::openapi::OPTIONAL;
 use super::problem::{Kind, Problem};
 use crate::auth::{self, IssueError};
 use crate::domain::{Principal, Role, Timestamp};
@@ -86,7 +87,7 @@ pub struct IssuedToken {
     operation_id = "signInForDevelopment",
     tag = "session",
     security(()),
-    request_body(content = DevSignIn, description = "May be left out"),
+    request_body(content = DevSignIn, description = OPTIONAL),
     responses(
         (status = 200, description = "Signed in", body = IssuedToken),
         (status = 403, description = "From another machine"),

@@ -75,6 +75,40 @@ async fn more_open_requests_than_allowed() {
 }
 
 #[tokio::test]
+async fn a_user_has_an_allowance_and_those_who_act_for_many_have_none() {
+    let set = vec![("auth.jwt_secret", SECRET), ("http.rate_limit", "1"), ("http.rate_burst", "3")];
+    let gateway = Gateway::with(Setup { set, ..Setup::default() }).await;
+    for _ in 0..3 {
+        gateway.get("/api/v1/me").send().await.ok();
+    }
+    let refused = gateway.post("/api/v1/jobs", external_job()).send().await;
+    assert_eq!(refused.problem(429, "rate-limited")["retry_safe"], true);
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_eq!(gateway.written().await, (0, 0));
+    assert_eq!(gateway.metrics.rejected[Rejected::RateLimited].get(), 1);
+
+    gateway.get("/api/v1/me").as_user("bob").send().await.ok();
+    for role in [Role::Operator, Role::Worker] {
+        for _ in 0..10 {
+            gateway.get("/api/v1/me").as_role(role).send().await.ok();
+        }
+    }
+    // Health asks for no user.
+    for _ in 0..10 {
+        gateway.get("/livez").send().await.ok();
+    }
+}
+
+#[tokio::test]
+async fn no_limit_when_none_is_wanted() {
+    let set = vec![("auth.jwt_secret", SECRET), ("http.rate_limit", "0"), ("http.rate_burst", "1")];
+    let gateway = Gateway::with(Setup { set, ..Setup::default() }).await;
+    for _ in 0..10 {
+        gateway.get("/api/v1/me").send().await.ok();
+    }
+}
+
+#[tokio::test]
 async fn bare_errors_of_libraries_become_problems() {
     let gateway = misbehaving(Duration::from_secs(5), 10).await;
     gateway.call(Method::POST, "/bare").send().await.problem(413, "body-too-large");

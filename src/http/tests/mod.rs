@@ -24,7 +24,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use super::{AppState, HttpOptions, router};
+use super::{AppState, HttpOptions, RateLimits, router};
 use crate::auth::Authenticator;
 use crate::config::Config;
 use crate::consumer::Handler;
@@ -145,6 +145,7 @@ impl Gateway {
             ledger: Arc::new(Ledger::new(store.clone(), declarations)),
             metrics: metrics.clone(),
             readiness: readiness.clone(),
+            rate_limits: RateLimits::new(&config.http),
             options: HttpOptions::new(&config, "test-1"),
         };
         Self { router: router(state), store, metrics, readiness, auth, dir }
@@ -299,7 +300,7 @@ impl Reply {
             assert!(body[field].as_str().is_some_and(|text| !text.is_empty()), "{field}: {body}");
         }
         assert!(body["retry_safe"].is_boolean(), "{body}");
-        if status == 503 {
+        if matches!(status, 429 | 503) {
             assert!(self.header("retry-after").is_some(), "{self:?}");
         }
         if status == 401 {
