@@ -38,6 +38,7 @@ pub struct CloudEvent {
     #[schema(min_length = 1, max_length = 500, pattern = "^[^\\s]+$")]
     source: String,
     /// A type of the catalogue that the caller's role may post.
+    #[schema(min_length = 1)]
     r#type: String,
     /// When it happened; when it arrived if missing.
     #[serde(default)]

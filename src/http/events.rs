@@ -88,17 +88,20 @@ pub struct EventPage {
 #[into_params(parameter_in = Query)]
 pub struct EventListParams {
     /// An event type, e.g. `job.completed`.
+    #[param(min_length = 1)]
     r#type: Option<String>,
     /// An aggregate type, or `type:id` for one aggregate, e.g. `job:0199...`.
-    #[param(example = "job")]
+    #[param(min_length = 1, example = "job")]
     aggregate: Option<String>,
     /// Whose events; others than one's own for operators and auditors.
+    #[param(min_length = 1)]
     user: Option<String>,
     /// Occurred at or after this time.
     since: Option<Timestamp>,
     /// Occurred before this time.
     until: Option<Timestamp>,
     /// `next_cursor` of the page before.
+    #[param(min_length = 1)]
     cursor: Option<String>,
     /// Events of a page, at most.
     #[param(minimum = 1, maximum = 500, default = 50)]

@@ -158,19 +158,7 @@ impl Mean {
     fn add(&mut self, metrics: &JobMetrics, seconds: f64) {
         // A sample of no length is still a sample.
         let weight = if seconds > 0.0 { seconds } else { 1.0 };
-        let values = [
-            metrics.cpu_utilization_percent,
-            metrics.gpu_utilization_percent,
-            metrics.gpu_memory_used_gb,
-            metrics.system_memory_used_gb,
-            metrics.network_in_mbps,
-            metrics.network_out_mbps,
-            metrics.disk_read_iops,
-            metrics.disk_write_iops,
-            metrics.disk_read_throughput_mbps,
-            metrics.disk_write_throughput_mbps,
-        ];
-        for (sum, value) in self.sums.iter_mut().zip(values) {
+        for (sum, (_, value)) in self.sums.iter_mut().zip(metrics.readings()) {
             *sum += value * weight;
         }
         self.weight += weight;
@@ -209,6 +197,7 @@ pub struct DeliveriesPage {
 #[into_params(parameter_in = Query)]
 pub struct LedgerParams {
     /// `next_cursor` of the page before.
+    #[param(min_length = 1)]
     cursor: Option<String>,
     /// Events of a page.
     #[param(minimum = 1, maximum = 500, default = 50)]

@@ -196,16 +196,18 @@ macro_rules! filtered {
             #[param(pattern = "^(QUEUED|RUNNING|COMPLETED|FAILED|CANCELLED)(,(QUEUED|RUNNING|COMPLETED|FAILED|CANCELLED))*$",
                     example = "QUEUED,RUNNING")]
             status: Option<String>,
+            #[param(min_length = 1)]
             agent: Option<String>,
             tacc_system: Option<TaccSystem>,
             /// Whose jobs; others than one's own for operators and auditors.
+            #[param(min_length = 1)]
             user: Option<String>,
             /// Created at or after this time.
             from: Option<Timestamp>,
             /// Created before this time.
             to: Option<Timestamp>,
             /// A part of the name, or a whole id.
-            #[param(max_length = 200)]
+            #[param(min_length = 1, max_length = 200)]
             q: Option<String>,
             $($(#[$more])* $field: $type,)*
         }
@@ -214,7 +216,7 @@ macro_rules! filtered {
             fn filter(&mut self, principal: &Principal) -> Result<JobFilter, Problem> {
                 Ok(JobFilter {
                     user: visible_user(principal, self.user.take())?,
-                    status: statuses(self.status.as_deref().unwrap_or_default())?,
+                    status: self.status.as_deref().map(statuses).transpose()?.unwrap_or_default(),
                     agent: self.agent.take(),
                     tacc_system: self.tacc_system,
                     from: self.from,
@@ -230,6 +232,7 @@ filtered! {
     /// Which jobs a list shows.
     JobListParams {
         /// `next_cursor` of the page before.
+        #[param(min_length = 1)]
         cursor: Option<String>,
         /// Jobs of a page.
         #[param(minimum = 1, maximum = 500, default = 50)]
@@ -253,8 +256,7 @@ pub fn visible_user(principal: &Principal, asked: Option<String>) -> Result<Opti
 }
 
 fn statuses(list: &str) -> Result<Vec<JobStatus>, Problem> {
-    let names = list.split(',').map(str::trim).filter(|name| !name.is_empty());
-    let parsed: Result<Vec<JobStatus>, String> = names.map(str::parse).collect();
+    let parsed: Result<Vec<JobStatus>, String> = list.split(',').map(str::parse).collect();
     parsed.map_err(|why| Problem::field("status", "unknown_value", why))
 }
 

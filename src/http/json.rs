@@ -2,6 +2,7 @@
 
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
+use serde_path_to_error::{Path, Segment};
 
 use super::problem::{Kind, Problem};
 use crate::service::FieldError;
@@ -48,10 +49,7 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, JsonError> {
 fn located<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, JsonError> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
     serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let path = match error.path().to_string() {
-            root if root == "." => String::new(),
-            path => path,
-        };
+        let path = dotted(error.path());
         let why = error.into_inner();
         match why.classify() {
             Category::Data => JsonError::Field(field_error(&path, &without_position(&why))),
@@ -59,6 +57,19 @@ fn located<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, JsonError> {
             _ => JsonError::Syntax(why.to_string()),
         }
     })
+}
+
+/// A path as `errors` writes it: `samples.0.host`.
+fn dotted(path: &Path) -> String {
+    let mut parts = Vec::new();
+    for segment in path {
+        match segment {
+            Segment::Seq { index } => parts.push(index.to_string()),
+            Segment::Map { key } => parts.push(key.clone()),
+            Segment::Enum { .. } | Segment::Unknown => {}
+        }
+    }
+    parts.join(".")
 }
 
 /// serde_json adds where in the text it was, which says nothing beside the field.

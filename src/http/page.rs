@@ -58,7 +58,11 @@ fn is_page_route(name: &str) -> bool {
 }
 
 fn index(headers: &HeaderMap) -> Response {
-    match Dist::get("index.html") {
+    shown(Dist::get("index.html"), headers)
+}
+
+fn shown(index: Option<EmbeddedFile>, headers: &HeaderMap) -> Response {
+    match index {
         Some(file) => send("index.html", file, headers),
         None => ([(header::CACHE_CONTROL, "no-store")], Html(HOW_TO_BUILD)).into_response(),
     }
@@ -88,4 +92,18 @@ fn text_headers<const N: usize>(
     headers: [(HeaderName, Cow<'static, str>); N],
 ) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
     headers.into_iter().filter_map(|(name, value)| Some((name, HeaderValue::try_from(&*value).ok()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn without_a_page_it_says_how_to_build_one() {
+        let response = shown(None, &HeaderMap::new());
+        assert_eq!(response.status(), StatusCode::OK);
+        let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        let text = String::from_utf8(body.to_vec()).unwrap();
+        assert!(text.contains("make page") && text.contains("npm --prefix web ci"), "{text}");
+    }
 }

@@ -36,7 +36,7 @@ pub enum DatasetError {
     #[error("a dataset id is a relative path such as `survey/field-1.csv`, without `..`, of at most 500 bytes")]
     Malformed,
     /// Missing, outside the directory by way of a link, or neither file nor directory.
-    #[error("there is no dataset `{0}`; GET /agents lists those there are")]
+    #[error("there is no dataset `{0}`; GET /api/v1/agents lists those there are")]
     NotFound(String),
     /// Could not be looked at; may be different later.
     #[error("dataset `{id}`: {reason}")]

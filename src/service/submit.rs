@@ -18,15 +18,15 @@ use crate::store::{JobWrite, Outcome, StoredResponse, Unit};
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SubmitJob {
-    /// One of `GET /agents`.
-    #[schema(example = "AnomalyDetection", max_length = 100)]
+    /// One of `GET /api/v1/agents`.
+    #[schema(example = "AnomalyDetection", min_length = 1, max_length = 100)]
     pub agent: String,
     /// One of the agent's datasets.
-    #[schema(max_length = 500)]
+    #[schema(example = "anomaly-detection/quiet-receiver.csv", min_length = 1, max_length = 500)]
     pub dataset_id: String,
     /// For people; the agent and dataset when missing.
     #[serde(default)]
-    #[schema(max_length = 200)]
+    #[schema(min_length = 1, max_length = 200)]
     pub name: Option<String>,
     #[serde(default)]
     pub tacc_system: TaccSystem,

@@ -9,9 +9,12 @@ use utoipa::ToSchema;
 use super::{EventService, FieldError, ServiceError};
 use crate::domain::factory::Cause;
 use crate::domain::job::{Job, JobCommand, JobError, JobRefusal, JobResult, Report, RunnerKind};
-use crate::domain::payload::{JobMetrics, JobMetricsRecorded};
+use crate::domain::payload::{JobMetrics, JobMetricsRecorded, MAX_READING};
 use crate::domain::{Id, Timestamp};
 use crate::store::{JobWrite, Outcome, Unit};
+
+/// The longest interval of one sample: a day.
+const MAX_INTERVAL_SECONDS: f64 = 86_400.0;
 
 /// `POST /worker/claim`.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
@@ -81,7 +84,7 @@ pub struct Sample {
     pub host: Option<String>,
     pub sample_timestamp: Timestamp,
     /// What the rates are averaged over.
-    #[schema(minimum = 0.0)]
+    #[schema(minimum = 0.0, maximum = 86_400.0)]
     pub sample_interval_seconds: f64,
     pub metrics: JobMetrics,
 }
@@ -122,6 +125,9 @@ impl StatusReport {
             if result.result_size_bytes < 0 {
                 errors.push(FieldError::new("result.result_size_bytes", "out_of_range", "must not be negative"));
             }
+            for (name, value) in result.metrics.readings() {
+                reading(&mut errors, format!("result.metrics.{name}"), value, MAX_READING);
+            }
         }
         let report = match self.status {
             ReportedStatus::Running => Some(Report::Running {
@@ -151,9 +157,17 @@ impl Sample {
     fn check(&self, index: usize, errors: &mut Vec<FieldError>) {
         let field = |name: &str| format!("samples.{index}.{name}");
         at_most(errors, field("host"), self.host.as_ref().map_or(0, |host| host.chars().count()), 200);
-        if self.sample_interval_seconds < 0.0 {
-            errors.push(FieldError::new(field("sample_interval_seconds"), "out_of_range", "must not be negative"));
+        reading(errors, field("sample_interval_seconds"), self.sample_interval_seconds, MAX_INTERVAL_SECONDS);
+        for (name, value) in self.metrics.readings() {
+            reading(errors, field(&format!("metrics.{name}")), value, MAX_READING);
         }
+    }
+}
+
+/// A measured value: neither negative nor beyond all measure.
+fn reading(errors: &mut Vec<FieldError>, field: String, value: f64, most: f64) {
+    if !(0.0..=most).contains(&value) {
+        errors.push(FieldError::new(field, "out_of_range", format!("must be between 0 and {most}")));
     }
 }
 
@@ -214,6 +228,10 @@ impl EventService {
                 "out_of_range",
                 "must be between 1 and 500",
             )]));
+        }
+        if request.agents.len() > 100 {
+            let message = format!("at most 100 names, here are {}", request.agents.len());
+            return Err(ServiceError::Invalid(vec![FieldError::new("agents", "out_of_range", message)]));
         }
         let mut errors = Vec::new();
         for (index, name) in request.agents.iter().enumerate() {

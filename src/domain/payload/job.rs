@@ -44,10 +44,26 @@ pub struct JobStatusChanged {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ResultMetrics {
+    #[schema(minimum = 0.0, maximum = 1_000_000_000_000.0)]
     pub cpu_utilization_percent: f64,
+    #[schema(minimum = 0.0, maximum = 1_000_000_000_000.0)]
     pub gpu_utilization_percent: f64,
+    #[schema(minimum = 0.0, maximum = 1_000_000_000_000.0)]
     pub memory_used_gb: f64,
+    #[schema(minimum = 0.0, maximum = 1_000_000_000_000.0)]
     pub io_throughput_mbps: f64,
+}
+
+impl ResultMetrics {
+    /// Every average with its name.
+    pub fn readings(&self) -> [(&'static str, f64); 4] {
+        [
+            ("cpu_utilization_percent", self.cpu_utilization_percent),
+            ("gpu_utilization_percent", self.gpu_utilization_percent),
+            ("memory_used_gb", self.memory_used_gb),
+            ("io_throughput_mbps", self.io_throughput_mbps),
+        ]
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -15,16 +15,48 @@ use crate::domain::{Id, Timestamp};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct JobMetrics {
+    #[schema(minimum = 0.0, maximum = 1_000_000_000_000.0)]
     pub cpu_utilization_percent: f64,
+    #[schema(minimum = 0.0, maximum = 1_000_000_000_000.0)]
     pub gpu_utilization_percent: f64,
+    #[schema(minimum = 0.0, maximum = 1_000_000_000_000.0)]
     pub gpu_memory_used_gb: f64,
+    #[schema(minimum = 0.0, maximum = 1_000_000_000_000.0)]
     pub system_memory_used_gb: f64,
+    #[schema(minimum = 0.0, maximum = 1_000_000_000_000.0)]
     pub network_in_mbps: f64,
+    #[schema(minimum = 0.0, maximum = 1_000_000_000_000.0)]
     pub network_out_mbps: f64,
+    #[schema(minimum = 0.0, maximum = 1_000_000_000_000.0)]
     pub disk_read_iops: f64,
+    #[schema(minimum = 0.0, maximum = 1_000_000_000_000.0)]
     pub disk_write_iops: f64,
+    #[schema(minimum = 0.0, maximum = 1_000_000_000_000.0)]
     pub disk_read_throughput_mbps: f64,
+    #[schema(minimum = 0.0, maximum = 1_000_000_000_000.0)]
     pub disk_write_throughput_mbps: f64,
+}
+
+/// The largest value of a reading. What is larger is no measurement, and sums over a run
+/// have to stay finite.
+pub const MAX_READING: f64 = 1_000_000_000_000.0;
+
+impl JobMetrics {
+    /// Every reading with its name.
+    pub fn readings(&self) -> [(&'static str, f64); 10] {
+        [
+            ("cpu_utilization_percent", self.cpu_utilization_percent),
+            ("gpu_utilization_percent", self.gpu_utilization_percent),
+            ("gpu_memory_used_gb", self.gpu_memory_used_gb),
+            ("system_memory_used_gb", self.system_memory_used_gb),
+            ("network_in_mbps", self.network_in_mbps),
+            ("network_out_mbps", self.network_out_mbps),
+            ("disk_read_iops", self.disk_read_iops),
+            ("disk_write_iops", self.disk_write_iops),
+            ("disk_read_throughput_mbps", self.disk_read_throughput_mbps),
+            ("disk_write_throughput_mbps", self.disk_write_throughput_mbps),
+        ]
+    }
 }
 
 /// One sample of what a running job uses.

@@ -30,8 +30,7 @@ async fn the_document_is_served_and_is_openapi_3_1() {
     assert_eq!(document, serde_json::from_str::<Value>(&openapi::document_json()).unwrap());
 }
 
-/// Regenerate with `UPDATE_OPENAPI=1 cargo test --lib http::tests::documented`, or with
-/// `event-gateway openapi > web/openapi.json`.
+/// Regenerate with `UPDATE_OPENAPI=1 cargo test --lib http::tests::documented`.
 #[test]
 fn the_file_of_the_page_is_current() {
     let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/web/openapi.json"));
@@ -42,7 +41,7 @@ fn the_file_of_the_page_is_current() {
     let kept = std::fs::read_to_string(path).unwrap();
     assert!(
         kept == text,
-        "web/openapi.json is not what the routes say; run `event-gateway openapi > web/openapi.json`"
+        "web/openapi.json is not what the routes say; run UPDATE_OPENAPI=1 cargo test --lib documented"
     );
 }
 

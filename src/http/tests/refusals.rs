@@ -320,6 +320,9 @@ async fn parameters_that_are_wrong() {
         ("/api/v1/jobs?tacc_system=laptop".to_owned(), "tacc_system", "unknown_value"),
         (format!("/api/v1/jobs?q={}", "x".repeat(201)), "q", "out_of_range"),
         ("/api/v1/jobs?limit=1&limit=2".to_owned(), "limit", "duplicate"),
+        ("/api/v1/jobs?user=".to_owned(), "user", "empty"),
+        ("/api/v1/jobs?limit=1&to".to_owned(), "to", "empty"),
+        ("/api/v1/jobs?status=QUEUED,".to_owned(), "status", "unknown_value"),
         ("/api/v1/jobs/summary?limit=1".to_owned(), "limit", "unknown_field"),
         ("/api/v1/events?type=no.such.type".to_owned(), "type", "unknown_value"),
         (format!("/api/v1/jobs/{job}/events?after=-1"), "after", "out_of_range"),
@@ -422,6 +425,12 @@ async fn reports_that_are_wrong() {
     let job = gateway.claimed().await;
     let before = gateway.written().await;
     let sample = |interval: f64, host: &str| json!({ "sample_timestamp": "2026-11-21T09:30:00Z", "sample_interval_seconds": interval, "host": host, "metrics": {} });
+    // Sums over such readings would not be numbers any more.
+    let samples_with = |name: &str, value: f64| {
+        let mut sample = sample(1.0, "h");
+        sample["metrics"][name] = value.into();
+        json!({ "attempt": 1, "samples": [sample] })
+    };
     for (path, body, field) in [
         ("status", json!({ "attempt": 1, "status": "RUNNING", "progress": 1.5 }), "progress"),
         ("status", json!({ "attempt": 1, "status": "FAILED" }), "error"),
@@ -451,7 +460,15 @@ async fn reports_that_are_wrong() {
             "samples.1.sample_interval_seconds",
         ),
         ("metrics", json!({ "attempt": 1, "samples": [sample(1.0, &"h".repeat(201))] }), "samples.0.host"),
-        ("metrics", json!({ "attempt": 1, "samples": [{ "metrics": {} }] }), "samples[0].sample_timestamp"),
+        ("metrics", json!({ "attempt": 1, "samples": [sample(1e9, "h")] }), "samples.0.sample_interval_seconds"),
+        ("metrics", samples_with("network_in_mbps", 1e308), "samples.0.metrics.network_in_mbps"),
+        ("metrics", samples_with("system_memory_used_gb", -1.0), "samples.0.metrics.system_memory_used_gb"),
+        (
+            "status",
+            json!({ "attempt": 1, "status": "COMPLETED", "result": { "metrics": { "memory_used_gb": 1e200 } } }),
+            "result.metrics.memory_used_gb",
+        ),
+        ("metrics", json!({ "attempt": 1, "samples": [{ "metrics": {} }] }), "samples.0.sample_timestamp"),
         ("heartbeat", json!({}), "attempt"),
         ("heartbeat", json!({ "attempt": -1 }), "attempt"),
     ] {
@@ -461,6 +478,7 @@ async fn reports_that_are_wrong() {
     for (body, field) in [
         (json!({ "max": 0 }), "max"),
         (json!({ "max": 501 }), "max"),
+        (json!({ "max": 1, "agents": vec![""; 101] }), "agents"),
         (json!({ "max": 1, "agents": ["Oracle"] }), "agents.0"),
         (json!({ "max": 1, "agents": ["external", "AnomalyDetection"] }), "agents.1"),
     ] {
