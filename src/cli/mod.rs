@@ -27,7 +27,7 @@ use output::Format;
 
 const EXAMPLES: &str = "\
 Examples:
-  event-gateway serve                                  start on http://127.0.0.1:8080, data in ./data
+  event-gateway                                        serve on http://127.0.0.1:8080, data in ./data
   event-gateway jobs submit --agent AlphaCal --dataset alpha-cal/point-source-10ant.csv --watch
   event-gateway ledger 0198c7a2-8f3e-7c30-9a55-3f1de0a4c111
   event-gateway trace NASA-iPSC.swf.gz --speedup 40000
@@ -43,12 +43,13 @@ Exit codes:
 
 /// One binary: the gateway, and the tools to use and operate it.
 #[derive(Parser)]
-#[command(name = "event-gateway", version, about, after_help = EXAMPLES, arg_required_else_help = true)]
+#[command(name = "event-gateway", version, about, after_help = EXAMPLES)]
 struct Cli {
     #[command(flatten)]
     global: Global,
+    /// Without one it serves: `cargo run` alone gives a gateway.
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Args)]
@@ -73,7 +74,7 @@ impl Global {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the gateway.
+    /// Run the gateway; what happens without a command, too.
     Serve(serve::Serve),
     /// Submit, watch, list and cancel jobs.
     #[command(subcommand)]
@@ -101,7 +102,7 @@ enum Command {
 /// Parses the arguments, runs the command and says what went wrong.
 pub fn main() -> ExitCode {
     let Cli { global, command } = Cli::parse();
-    let outcome = match command {
+    let outcome = match command.unwrap_or_else(|| Command::Serve(serve::Serve::default())) {
         // Neither threads nor signal handlers: TERM must end an agent at once.
         Command::Agent { name } => return crate::agents::main(&name),
         Command::Completions { shell } => {

@@ -9,7 +9,7 @@ use super::Global;
 use super::exit::{Failure, Outcome};
 use crate::app::StartError;
 
-#[derive(Args)]
+#[derive(Args, Default)]
 #[command(after_help = "\
 Examples:
   event-gateway serve

@@ -1,4 +1,7 @@
 //! The real binary, from outside: HTTP, signals, files.
 
 mod kill;
+mod life;
 mod process;
+mod refusals;
+mod tour;

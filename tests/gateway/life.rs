@@ -1,0 +1,129 @@
+//! Start and stop: what TERM does to what runs, and what the next start makes of it.
+
+use std::net::TcpStream;
+use std::path::Path;
+use std::time::Instant;
+
+use event_gateway::domain::Role;
+use procfs::process::Process;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::process::{Gateway, Setup, token, until};
+
+/// An agent whose first run writes its process id to `pid` and then does `run`; later runs end
+/// at once, well.
+fn agent(dir: &Path, run: &str) -> String {
+    let pid = dir.join("pid");
+    let script = format!("[ -e '{0}' ] && exit 0; echo $$ > '{0}.new'; mv '{0}.new' '{0}'; {run}", pid.display());
+    json!([{
+        "name": "Once",
+        "description": "Runs until it is ended, the first time.",
+        "runner": "process",
+        "command": ["/bin/sh", "-c", script],
+    }])
+    .to_string()
+}
+
+fn is_alive(pid: i32) -> bool {
+    // What has ended and was not yet taken note of is a zombie.
+    Process::new(pid).and_then(|process| process.stat()).is_ok_and(|stat| stat.state != 'Z')
+}
+
+struct Running {
+    job: String,
+    user: String,
+    pid: i32,
+}
+
+/// Submits a job of that agent and waits until its process runs.
+async fn running(gateway: &Gateway, dir: &Path) -> Running {
+    let user = token("ada", Role::User);
+    let submitted = json!({ "agent": "Once", "dataset_id": "alpha-cal/point-source-10ant.csv" });
+    let (status, job) = gateway.call(Method::POST, "/api/v1/jobs", &user, Some(&submitted)).await;
+    assert_eq!(status, 201, "{job}");
+    until("its process runs", async || dir.join("pid").exists()).await;
+    let pid = std::fs::read_to_string(dir.join("pid")).unwrap().trim().parse().unwrap();
+    Running { job: job["id"].as_str().unwrap().to_owned(), user, pid }
+}
+
+impl Running {
+    async fn job(&self, gateway: &Gateway) -> Value {
+        gateway.call(Method::GET, &format!("/api/v1/jobs/{}", self.job), &self.user, None).await.1
+    }
+
+    /// The job's status changes so far, `attempt:status`.
+    async fn changes(&self, gateway: &Gateway) -> Vec<String> {
+        let path = format!("/api/v1/jobs/{}/events", self.job);
+        let events = gateway.call(Method::GET, &path, &self.user, None).await.1;
+        let changes = events["items"].as_array().unwrap().iter().filter(|e| e["event_type"] == "job.status.changed");
+        changes
+            .map(|e| format!("{}:{}", e["payload"]["attempt"], e["payload"]["new_status"].as_str().unwrap()))
+            .collect()
+    }
+
+    /// Starts again on the same data, and waits until the job has been tried again and is done.
+    async fn completes_after_restart(&self, dir: &Path, setup: Setup<'_>) {
+        let started = Instant::now();
+        let gateway = Gateway::start_as(dir, setup).await;
+        println!("ready {:?} after a start on existing data", started.elapsed());
+        until("no process of the life before is left", async || !is_alive(self.pid)).await;
+        until("the job is tried again", async || self.job(&gateway).await["status"] == "COMPLETED").await;
+        let job = self.job(&gateway).await;
+        assert_eq!(job["attempt"], 2, "{job}");
+        assert_eq!(
+            self.changes(&gateway).await,
+            ["1:RUNNING", "1:FAILED", "2:QUEUED", "2:RUNNING", "2:COMPLETED"],
+            "the end of the first attempt is told before the second begins"
+        );
+        assert!(gateway.stop().await);
+    }
+}
+
+#[tokio::test]
+async fn term_ends_what_runs_and_the_next_start_tries_it_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let agents = agent(dir.path(), "exec sleep 600");
+    let environment = [("GATEWAY__RUNNER__AGENTS", &*agents)];
+    let gateway = Gateway::start_as(dir.path(), Setup { environment: &environment, ..Setup::default() }).await;
+    let running = running(&gateway, dir.path()).await;
+    until("it is reported", async || running.job(&gateway).await["status"] == "RUNNING").await;
+
+    let asked = Instant::now();
+    assert!(gateway.stop().await, "exit code 0");
+    println!("stopped after {:?}", asked.elapsed());
+    assert!(!is_alive(running.pid), "its process ended with it");
+    running.completes_after_restart(dir.path(), Setup { environment: &environment, ..Setup::default() }).await;
+}
+
+#[tokio::test]
+async fn a_second_term_ends_at_once_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    // Stops for nobody but KILL.
+    let agents = agent(dir.path(), "trap '' TERM; while :; do sleep 1; done");
+    let environment = [("GATEWAY__RUNNER__AGENTS", &*agents), ("GATEWAY__SHUTDOWN__LIMIT", "10m")];
+    let gateway = Gateway::start_as(dir.path(), Setup { environment: &environment, ..Setup::default() }).await;
+    let running = running(&gateway, dir.path()).await;
+    until("it is reported", async || running.job(&gateway).await["status"] == "RUNNING").await;
+
+    let address = gateway.address().to_owned();
+    gateway.terminate();
+    until("nothing new comes in, before what runs has ended", async || TcpStream::connect(&address).is_err()).await;
+    assert!(is_alive(running.pid), "it is still being waited for");
+    gateway.terminate();
+    assert_eq!(gateway.ended().await.code(), Some(130));
+    running.completes_after_restart(dir.path(), Setup { environment: &environment, ..Setup::default() }).await;
+}
+
+#[tokio::test]
+async fn without_a_command_it_serves() {
+    let dir = tempfile::tempdir().unwrap();
+    let gateway = Gateway::start_as(dir.path(), Setup { arguments: Some(&[]), ..Setup::default() }).await;
+    let page = reqwest::get(&gateway.url).await.unwrap();
+    assert_eq!(page.status(), 200);
+    let page = page.text().await.unwrap();
+    // A debug build shows what `web/dist` has now.
+    let built = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/web/dist/index.html")).exists();
+    assert!(page.contains(if built { "/assets/" } else { "make page" }), "{page}");
+    assert!(gateway.stop().await);
+}

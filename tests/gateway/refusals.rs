@@ -1,0 +1,237 @@
+//! Bad input over real connections: each is answered with a clear problem, the gateway lives
+//! on, and nothing is written anywhere. (`src/http/tests/refusals.rs` has every variant.)
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use event_gateway::domain::{Id, Role};
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use reqwest::{Method, RequestBuilder};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::process::{Gateway, SECRET, count, open, token, until};
+
+/// Rows of every table that requests can write to.
+async fn figures(dir: &Path) -> BTreeMap<&'static str, i64> {
+    let mut store = open(dir, "gateway.db").await;
+    let mut figures = BTreeMap::new();
+    for (table, sql) in [
+        ("jobs", "SELECT count(*) FROM jobs"),
+        ("changes of jobs", "SELECT coalesce(sum(updated_at), 0) FROM jobs"),
+        ("heads", "SELECT coalesce(sum(last), 0) FROM heads"),
+        ("events", "SELECT count(*) FROM events"),
+        ("legs", "SELECT count(*) FROM legs"),
+        ("idempotency", "SELECT count(*) FROM idempotency"),
+        ("inbox", "SELECT count(*) FROM inbox"),
+        ("backlog", "SELECT count(*) FROM backlog"),
+        ("audit_log", "SELECT count(*) FROM audit_log"),
+    ] {
+        figures.insert(table, count(&mut store, sql).await);
+    }
+    figures
+}
+
+/// A gateway with a job of ada that worker w runs, and everything that follows from it written.
+struct Scene {
+    dir: tempfile::TempDir,
+    gateway: Gateway,
+    job: String,
+    before: BTreeMap<&'static str, i64>,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let gateway = Gateway::start(dir.path()).await;
+        let (ada, worker) = (token("ada", Role::User), token("w", Role::Worker));
+        let job = json!({ "agent": "external", "dataset_id": "survey/1" });
+        let (status, job) = gateway.call(Method::POST, "/api/v1/jobs", &ada, Some(&job)).await;
+        assert_eq!(status, 201, "{job}");
+        let job = job["id"].as_str().unwrap().to_owned();
+        gateway.call(Method::POST, "/api/v1/worker/claim", &worker, Some(&json!({ "max": 1 }))).await;
+        let started = json!({ "attempt": 1, "status": "RUNNING" });
+        let path = format!("/api/v1/jobs/{job}/status");
+        assert_eq!(gateway.call(Method::POST, &path, &worker, Some(&started)).await.0, 202);
+        let mut store = open(dir.path(), "gateway.db").await;
+        until("its consumers are done", async || {
+            count(&mut store, "SELECT count(*) FROM audit_log").await == 1
+                && count(&mut store, "SELECT count(*) FROM legs WHERE state = 0").await == 0
+        })
+        .await;
+        let mut before = figures(dir.path()).await;
+        until("all is quiet", async || {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let now = figures(dir.path()).await;
+            std::mem::replace(&mut before, now.clone()) == now
+        })
+        .await;
+        Self { dir, gateway, job, before }
+    }
+
+    fn request(&self, method: Method, path: &str, token: &str) -> RequestBuilder {
+        let path = path.replace("{job}", &self.job);
+        let request = reqwest::Client::new().request(method, format!("{}{path}", self.gateway.url));
+        request.timeout(Duration::from_secs(10)).bearer_auth(token)
+    }
+
+    fn post(&self, path: &str, token: &str, body: &Value) -> RequestBuilder {
+        self.request(Method::POST, path, token).json(body)
+    }
+
+    /// Nothing has changed, and it still does its work.
+    async fn stays_as_before(self) {
+        assert_eq!(figures(self.dir.path()).await, self.before);
+        let job = json!({ "agent": "external", "dataset_id": "survey/2" });
+        let (status, job) =
+            self.gateway.call(Method::POST, "/api/v1/jobs", &token("ada", Role::User), Some(&job)).await;
+        assert_eq!(status, 201, "{job}");
+        assert!(self.gateway.stop().await);
+    }
+}
+
+/// Sends it and checks that the answer is a problem of this status and type, whole; its body.
+async fn refused(request: RequestBuilder, status: u16, slug: &str) -> Value {
+    let response = request.send().await.unwrap();
+    assert_eq!(response.headers()["content-type"], "application/problem+json", "{response:?}");
+    let id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
+    let answered = response.status().as_u16();
+    let body: Value = response.json().await.unwrap();
+    assert_eq!(
+        (answered, body["type"].as_str()),
+        (status, Some(&*format!("urn:event-gateway:problem:{slug}"))),
+        "{body}"
+    );
+    assert_eq!(body["request_id"], id);
+    assert!(body["detail"].as_str().is_some_and(|detail| detail.len() > 10), "{body}");
+    body
+}
+
+/// A 422 about this field, which says what is wrong with it.
+async fn wrong_field(request: RequestBuilder, field: &str) {
+    let body = refused(request, 422, "validation-failed").await;
+    let errors = body["errors"].as_array().unwrap();
+    let about: Vec<&str> =
+        errors.iter().filter(|error| error["field"] == field).filter_map(|error| error["message"].as_str()).collect();
+    assert!(about.iter().any(|message| message.len() > 5), "{field}: {body}");
+}
+
+fn forged(claims: &Value, secret: &str) -> String {
+    jsonwebtoken::encode(&Header::new(Algorithm::HS256), claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap()
+}
+
+#[tokio::test]
+async fn bad_requests_write_nothing() {
+    let scene = Scene::new().await;
+    let (ada, eve, worker) = (token("ada", Role::User), token("eve", Role::User), token("w", Role::Worker));
+    let good = json!({ "agent": "external", "dataset_id": "survey/3" });
+    let body = |text: &'static [u8]| {
+        scene.request(Method::POST, "/api/v1/jobs", &ada).header("content-type", "application/json").body(text)
+    };
+
+    // Bodies.
+    for text in [&b"{\"agent\":"[..], b"", b"\xff\xfe\x00", b"{\"agent\":\"external\",}"] {
+        refused(body(text), 400, "malformed-body").await;
+    }
+    wrong_field(body(b"{\"agent\":\"external\"}"), "dataset_id").await;
+    refused(body(&[b' '; 1_100_000]), 413, "body-too-large").await;
+    let large = json!({ "agent": "external", "dataset_id": "d", "params": { "x": "y".repeat(600_000) } });
+    refused(scene.post("/api/v1/jobs", &ada, &large), 413, "event-too-large").await;
+    let many = json!({ "jobs": vec![good.clone(); 501] });
+    wrong_field(scene.post("/api/v1/jobs/batch", &ada, &many), "jobs").await;
+
+    // Agents and datasets.
+    let of = |agent: &str, dataset: &str| json!({ "agent": agent, "dataset_id": dataset });
+    wrong_field(scene.post("/api/v1/jobs", &ada, &of("Oracle", "d")), "agent").await;
+    let datasets = scene.dir.path().join("datasets");
+    std::os::unix::fs::symlink(scene.dir.path().join("gateway.db"), datasets.join("link.csv")).unwrap();
+    for outside in ["../gateway.db", "alpha-cal/../../gateway.db", "/etc/passwd", "link.csv", "%2e%2e/gateway.db"] {
+        wrong_field(scene.post("/api/v1/jobs", &ada, &of("AlphaCal", outside)), "dataset_id").await;
+    }
+
+    // Transitions.
+    let report = |status: &str, attempt: u32| json!({ "attempt": attempt, "status": status });
+    let status = "/api/v1/jobs/{job}/status";
+    refused(scene.post(status, &worker, &report("RUNNING", 2)), 409, "stale-attempt").await;
+    refused(scene.post(status, &token("thief", Role::Worker), &report("COMPLETED", 1)), 409, "not-claimant").await;
+    refused(scene.post("/api/v1/jobs/{job}/retry", &ada, &json!({})), 409, "illegal-transition").await;
+    wrong_field(scene.post(status, &worker, &report("PAUSED", 1)), "status").await;
+
+    // What belongs to others.
+    for (method, path) in [
+        (Method::GET, "/api/v1/jobs/{job}"),
+        (Method::DELETE, "/api/v1/jobs/{job}"),
+        (Method::POST, "/api/v1/jobs/{job}/retry"),
+        (Method::GET, "/api/v1/jobs/{job}/deliveries"),
+    ] {
+        refused(scene.request(method, path, &eve), 404, "not-found").await;
+    }
+    refused(scene.request(Method::DELETE, &format!("/api/v1/jobs/{}", Id::new()), &ada), 404, "not-found").await;
+    refused(scene.post(status, &ada, &report("COMPLETED", 1)), 403, "forbidden").await;
+
+    // Tokens.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let root = json!({ "sub": "root", "roles": ["operator"], "exp": now + 600 });
+    let other = forged(&root, "the secret of somebody else, long enough too");
+    let expired = forged(&json!({ "sub": "ada", "exp": now - 600 }), SECRET);
+    let unsigned = format!("eyJhbGciOiJub25lIn0.{}.", other.split('.').nth(1).unwrap());
+    for (token, slug) in [(&*other, "invalid-token"), (&*unsigned, "invalid-token"), (&*expired, "token-expired")] {
+        refused(scene.post("/api/v1/jobs", token, &good), 401, slug).await;
+    }
+
+    // Cursors.
+    for path in ["/api/v1/jobs", "/api/v1/events", "/api/v1/jobs/{job}/deliveries"] {
+        for cursor in ["x", "AAAA", "%00%01", "99999999999999999999"] {
+            wrong_field(scene.request(Method::GET, &format!("{path}?cursor={cursor}"), &ada), "cursor").await;
+        }
+    }
+    scene.stays_as_before().await;
+}
+
+/// What it answers to these bytes until it closes; it may not just hold on. `ends`: nothing more
+/// comes, which it is told.
+async fn answer(scene: &Scene, bytes: &[u8], ends: bool) -> String {
+    let mut stream = TcpStream::connect(scene.gateway.address()).await.unwrap();
+    // It may close before it has read all.
+    stream.write_all(bytes).await.ok();
+    if ends {
+        stream.shutdown().await.ok();
+    }
+    let mut said = Vec::new();
+    let read = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut said)).await;
+    assert!(read.is_ok(), "it neither closes nor answers: {}", bytes.escape_ascii());
+    String::from_utf8_lossy(&said).into_owned()
+}
+
+#[tokio::test]
+async fn binary_junk_on_the_socket_writes_nothing() {
+    let scene = Scene::new().await;
+    let junk: Vec<u8> = (0..100_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    for bytes in [&junk[..], b"\0\0\0\0", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET\r\n\r\n"] {
+        let said = answer(&scene, bytes, true).await;
+        assert!(said.is_empty() || said.starts_with("HTTP/1.1 400"), "{said}");
+    }
+    // A body that is announced as larger than any is refused by its announcement.
+    let head = format!(
+        "POST /api/v1/jobs HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\nconnection: close\r\n\
+         content-length: 99999999999\r\n\r\n{{",
+        token("ada", Role::User)
+    );
+    assert!(answer(&scene, head.as_bytes(), false).await.starts_with("HTTP/1.1 413"));
+    // One that breaks off is not half a job.
+    let head = head.replace("99999999999", "500");
+    let said = answer(&scene, head.as_bytes(), true).await;
+    assert!(said.is_empty() || said.starts_with("HTTP/1.1 400"), "{said}");
+    // Engine.IO: no session, no version, junk where a packet should be.
+    for target in ["/socket.io/", "/socket.io/?EIO=4&transport=polling&sid=none", "/socket.io/?EIO=3&transport=polling"]
+    {
+        let request = format!(
+            "POST {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 4\r\n\r\n\0\u{1}\u{2}\u{3}"
+        );
+        let said = answer(&scene, request.as_bytes(), false).await;
+        assert!(said.starts_with("HTTP/1.1 4") && said.contains("x-request-id: "), "{target}: {said}");
+    }
+    scene.stays_as_before().await;
+}
