@@ -22,6 +22,8 @@ dir=$(mktemp -d)
 export GATEWAY__HTTP__LISTEN=127.0.0.1:0 GATEWAY__DATA__DIR=$dir/data GATEWAY__LOG__FORMAT=json
 # Development mode, so that its sign-in is there; a fuzzer is faster than a user may be.
 export GATEWAY__HTTP__RATE_LIMIT=0
+# Before the process that writes it, which may come late.
+: >"$dir/log"
 (cd "$dir" && exec "$bin" serve) >"$dir/stdout" 2>"$dir/log" &
 gateway=$!
 
