@@ -1,5 +1,7 @@
 """The brokers' addresses as environment variables: for the gateway and for the tests."""
 
+import nats
+
 
 def urls(settings):
     login = f"{settings['RABBITMQ_USER']}:{settings['RABBITMQ_PASSWORD']}"
@@ -16,7 +18,9 @@ def urls(settings):
 
 
 def for_tests(settings):
-    return {f"EVENT_GATEWAY_TEST_{name}": value for name, value in urls(settings).items()}
+    values = {f"EVENT_GATEWAY_TEST_{name}": value for name, value in urls(settings).items()}
+    # Tests that kill and freeze nodes start some of their own.
+    return values | {"EVENT_GATEWAY_TEST_NATS_SERVER": str(nats.program(settings))}
 
 
 def for_gateway(settings):

@@ -12,13 +12,17 @@ CLUSTER = "event-gateway"
 ROUTE_PORT = 6222
 
 
+def program(settings):
+    return settings.cache / f"nats-{settings['NATS_VERSION']}" / "nats-server"
+
+
 class Nats(Component):
     name = "nats"
     nodes = ("nats1", "nats2", "nats3")
 
     def __init__(self, settings):
         super().__init__(settings)
-        self.program = settings.cache / f"nats-{settings['NATS_VERSION']}" / "nats-server"
+        self.program = program(settings)
         self.routes = settings.private_ports(ROUTE_PORT)
 
     def install(self):

@@ -6,6 +6,7 @@
 
 pub mod cloudevents;
 pub mod embedded;
+pub mod nats;
 
 use std::sync::Arc;
 use std::time::Duration;

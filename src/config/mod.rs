@@ -17,6 +17,7 @@ mod jobs;
 mod layers;
 mod live;
 mod log;
+mod nats;
 mod relay;
 mod retention;
 mod runner;
@@ -47,6 +48,7 @@ pub use jobs::Jobs;
 pub use layers::{Files, Sources};
 pub use live::Live;
 pub use log::{Log, LogFormat};
+pub use nats::Nats;
 pub use relay::Relay;
 pub use retention::Retention;
 pub use runner::Runner;
@@ -91,6 +93,7 @@ sections! {
     idempotency: Idempotency,
     retention: Retention,
     brokers: Brokers,
+    nats: Nats,
     relay: Relay,
     catalogue: Catalogue,
     auth: Auth,

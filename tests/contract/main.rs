@@ -3,4 +3,5 @@
 
 mod embedded;
 mod fixture;
+mod nats;
 mod suite;
