@@ -7,6 +7,7 @@
 pub mod cloudevents;
 pub mod embedded;
 pub mod nats;
+mod topic_pattern;
 
 use std::sync::Arc;
 use std::time::Duration;

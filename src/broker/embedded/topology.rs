@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::pattern::{Filter, TopicPattern};
+use super::pattern::Filter;
+use crate::broker::topic_pattern::TopicPattern;
 use crate::broker::{Source, Subscription};
 use crate::domain::Broker;
 use crate::domain::catalogue::{Catalogue, StreamKind, is_subject_filter, overlaps};

@@ -37,7 +37,7 @@ fn partition(slot: usize) -> Arc<Partition> {
 fn group(mode: Mode, partitions: &[Arc<Partition>]) -> Group {
     let start = |partition: &Arc<Partition>| Start {
         partition: partition.clone(),
-        filter: Filter::Topic(vec![crate::broker::embedded::pattern::TopicPattern::parse("mine")]),
+        filter: Filter::Topic(vec![crate::broker::topic_pattern::TopicPattern::parse("mine")]),
         next: 0,
         owed: Vec::new(),
     };
@@ -194,7 +194,7 @@ impl World {
                 self.acked.retain(|(cursor, offset)| *cursor != at || *offset < standing.next);
             }
             let owed = standing.unacked.iter().map(|offset| self.logs[at][*offset as usize].clone()).collect();
-            let filter = Filter::Topic(vec![crate::broker::embedded::pattern::TopicPattern::parse("mine")]);
+            let filter = Filter::Topic(vec![crate::broker::topic_pattern::TopicPattern::parse("mine")]);
             Start { partition: self.partitions[at].clone(), filter, next: standing.next, owed }
         });
         self.group = Group::new(Broker::Kafka, "group".into(), self.mode, starts.collect());
