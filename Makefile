@@ -3,11 +3,12 @@
 #             Compose where an engine answers, else natively (scripts/brokers help)
 # make run-brokers  the gateway on them
 # make test   everything but benches; sets up what it needs
+# make test-faults  brokers killed, frozen and starved under load (an hour at most)
 # make lint   formatting, clippy, licences and advisories, page types
 # make bench  the figures of docs/benchmarks.md (release build)
 # make page   only the page
 
-.PHONY: run brokers run-brokers test lint bench page
+.PHONY: run brokers run-brokers test test-faults lint bench page
 
 run: page
 	cargo run --release -- serve
@@ -30,6 +31,9 @@ web/dist/index.html: web/node_modules/.package-lock.json $(shell find web/src we
 
 test: page
 	scripts/test
+
+test-faults:
+	scripts/test-faults
 
 lint: web/node_modules/.package-lock.json
 	scripts/lint

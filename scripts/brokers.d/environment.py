@@ -1,6 +1,8 @@
 """The brokers' addresses as environment variables: for the gateway and for the tests."""
 
 import nats
+from certificates import Certificates
+from rabbitmq import RabbitMq
 
 
 def urls(settings):
@@ -20,7 +22,11 @@ def urls(settings):
 def for_tests(settings):
     values = {f"EVENT_GATEWAY_TEST_{name}": value for name, value in urls(settings).items()}
     # Tests that kill and freeze nodes start some of their own.
-    return values | {"EVENT_GATEWAY_TEST_NATS_SERVER": str(nats.program(settings))}
+    return values | {
+        "EVENT_GATEWAY_TEST_NATS_SERVER": str(nats.program(settings)),
+        "EVENT_GATEWAY_TEST_RABBITMQ_TLS": RabbitMq(settings).secured_urls(),
+        "EVENT_GATEWAY_TEST_CERTIFICATES": str(Certificates(settings).directory),
+    }
 
 
 def for_gateway(settings):

@@ -30,6 +30,17 @@ def http_get(url, authorization=None):
         return None
 
 
+def http_put(url, body, authorization):
+    """Fails unless the answer is 2xx."""
+    headers = {"Authorization": authorization, "Content-Type": "application/json"}
+    request = urllib.request.Request(url, data=body, headers=headers, method="PUT")
+    try:
+        with urllib.request.urlopen(request, timeout=10):
+            pass
+    except OSError as error:
+        raise Failure(f"PUT {url}: {error}") from error
+
+
 def stat_fields(pid):
     """State and start time of a process; None when it is gone."""
     try:

@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 import install
+from certificates import Certificates
 from component import Component, at_once
-from processes import http_get, port_open
+from processes import http_get, http_put, port_open
 from settings import SHARED
 
 PROGRAMS = Path("/usr/lib/rabbitmq/bin")
@@ -16,6 +17,10 @@ PLUGINS = "[rabbitmq_management,rabbitmq_prometheus]."
 EPMD_PORT = 14369
 DISTRIBUTION_PORT = 25672
 PROMETHEUS_PORT = 15692
+TLS_PORT = 5771
+# Whom only the right password lets in; clients fall back on guest by themselves.
+TLS_USER = "gateway"
+TLS_PASSWORD = "by-tls-only"
 
 
 class RabbitMq(Component):
@@ -29,12 +34,15 @@ class RabbitMq(Component):
         self.epmd_port = EPMD_PORT + settings.shift
         self.distribution = settings.private_ports(DISTRIBUTION_PORT)
         self.prometheus = settings.private_ports(PROMETHEUS_PORT)
+        self.tls = settings.private_ports(TLS_PORT)
+        self.certificates = Certificates(settings)
         login = f"{settings['RABBITMQ_USER']}:{settings['RABBITMQ_PASSWORD']}"
         self.authorization = "Basic " + base64.b64encode(login.encode()).decode()
 
     def install(self):
         if not (PROGRAMS / "rabbitmq-server").exists() or not shutil.which("epmd"):
             install.packages(self.settings, ["rabbitmq-server"])
+        self.certificates.make()
 
     def launch_all(self, nodes):
         self.share_cookie()
@@ -69,7 +77,13 @@ class RabbitMq(Component):
                  "management.tcp.ip = 127.0.0.1",
                  f"management.tcp.port = {self.management_port(node)}",
                  "prometheus.tcp.ip = 127.0.0.1",
-                 f"prometheus.tcp.port = {self.prometheus[self.index(node)]}"]
+                 f"prometheus.tcp.port = {self.prometheus[self.index(node)]}",
+                 f"listeners.ssl.1 = 127.0.0.1:{self.tls[self.index(node)]}",
+                 f"ssl_options.cacertfile = {self.certificates['ca']}",
+                 f"ssl_options.certfile = {self.certificates['server']}",
+                 f"ssl_options.keyfile = {self.certificates['server-key']}",
+                 "ssl_options.verify = verify_peer",
+                 "ssl_options.fail_if_no_peer_cert = true"]
         if node != "rabbit1":
             # Joining at the first start is three times faster than stop_app, join_cluster, start_app.
             lines += ["cluster_formation.peer_discovery_backend = classic_config",
@@ -114,6 +128,14 @@ class RabbitMq(Component):
         body = http_get(f"http://127.0.0.1:{self.management_port(node)}/api/{path}", self.authorization)
         return None if body is None else json.loads(body)
 
+    def put(self, path, value):
+        url = f"http://127.0.0.1:{self.management_port('rabbit1')}/api/{path}"
+        http_put(url, json.dumps(value).encode(), self.authorization)
+
+    def secured_urls(self):
+        login = f"{TLS_USER}:{TLS_PASSWORD}"
+        return ",".join(f"amqps://{login}@localhost:{port}/%2f" for port in self.tls)
+
     def healthy(self, node):
         if node == "epmd":
             return port_open(self.epmd_port)
@@ -121,6 +143,8 @@ class RabbitMq(Component):
 
     def complete(self):
         self.processes["rabbit1"].wait_until(self.is_cluster, 60)
+        self.put(f"users/{TLS_USER}", {"password": TLS_PASSWORD, "tags": ""})
+        self.put(f"permissions/%2f/{TLS_USER}", {"configure": ".*", "write": ".*", "read": ".*"})
 
     def is_cluster(self):
         nodes = self.management("rabbit1", "nodes?columns=name,running") or []

@@ -5,8 +5,10 @@
 //! an adapter is done.
 
 pub mod cloudevents;
+pub mod dead_letters;
 pub mod embedded;
 pub mod nats;
+pub mod rabbitmq;
 mod topic_pattern;
 
 use std::sync::Arc;

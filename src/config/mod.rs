@@ -18,6 +18,7 @@ mod layers;
 mod live;
 mod log;
 mod nats;
+mod rabbitmq;
 mod relay;
 mod retention;
 mod runner;
@@ -49,6 +50,7 @@ pub use layers::{Files, Sources};
 pub use live::Live;
 pub use log::{Log, LogFormat};
 pub use nats::Nats;
+pub use rabbitmq::{AmqpUrls, Rabbitmq};
 pub use relay::Relay;
 pub use retention::Retention;
 pub use runner::Runner;
@@ -93,6 +95,7 @@ sections! {
     idempotency: Idempotency,
     retention: Retention,
     brokers: Brokers,
+    rabbitmq: Rabbitmq,
     nats: Nats,
     relay: Relay,
     catalogue: Catalogue,

@@ -4,4 +4,5 @@
 mod embedded;
 mod fixture;
 mod nats;
+mod rabbitmq;
 mod suite;

@@ -1,0 +1,87 @@
+//! Whether RabbitMQ works, out of what its two connections say.
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+/// RabbitMQ as readiness shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    pub up: bool,
+    /// Why it is not up; empty when it is. No secrets.
+    pub why: String,
+}
+
+/// One of the connections.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Part {
+    Publishing,
+    Consuming,
+}
+
+impl Part {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Publishing => "publishing",
+            Self::Consuming => "consuming",
+        }
+    }
+}
+
+/// Puts both connections' words together.
+#[derive(Debug)]
+pub(super) struct Board {
+    /// Why each does not work; `None` when it does.
+    parts: Mutex<[Option<String>; 2]>,
+    health: watch::Sender<Health>,
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        let starting = || Some("not connected yet".to_owned());
+        let health = Health { up: false, why: "not connected yet".to_owned() };
+        Self { parts: Mutex::new([starting(), starting()]), health: watch::Sender::new(health) }
+    }
+}
+
+impl Board {
+    pub fn receiver(&self) -> watch::Receiver<Health> {
+        self.health.subscribe()
+    }
+
+    /// `why` it does not work; `None` when it does.
+    pub fn set(&self, part: Part, why: Option<String>) {
+        let mut parts = self.parts.lock();
+        parts[part as usize] = why;
+        let reasons: Vec<&str> = parts.iter().flatten().map(String::as_str).collect();
+        let why = match reasons.as_slice() {
+            [first, second] if first == second => (*first).to_owned(),
+            reasons => reasons.join("; "),
+        };
+        let health = Health { up: why.is_empty(), why };
+        self.health.send_if_modified(|known| {
+            let changed = *known != health;
+            *known = health;
+            changed
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_up_when_both_connections_are() {
+        let board = Board::default();
+        let mut health = board.receiver();
+        assert!(!health.borrow_and_update().up);
+        board.set(Part::Publishing, None);
+        assert!(!health.borrow_and_update().up);
+        board.set(Part::Consuming, None);
+        assert_eq!(*health.borrow_and_update(), Health { up: true, why: String::new() });
+        board.set(Part::Consuming, None);
+        assert!(!health.has_changed().unwrap(), "nothing new was said");
+        board.set(Part::Publishing, Some("blocked".into()));
+        assert_eq!(health.borrow_and_update().why, "blocked");
+    }
+}

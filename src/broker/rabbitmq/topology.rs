@@ -1,0 +1,246 @@
+//! What RabbitMQ must have, as plain data, and how it is declared and checked.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{Channel, Connection, ErrorKind};
+
+use super::greeting::ServerVersion;
+use crate::broker::topic_pattern::TopicPattern;
+use crate::broker::{Source, Subscription};
+use crate::config;
+use crate::domain::catalogue::{Catalogue, ExchangeKind};
+
+/// A queue and what it takes: (exchange, pattern).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queue {
+    pub name: Arc<str>,
+    pub bindings: Vec<(Arc<str>, Arc<str>)>,
+}
+
+/// Everything that is there from the start. Exchanges are durable, queues are quorum queues
+/// with one active consumer, whose dead letters go to the dead-letter queue.
+#[derive(Clone, Debug)]
+pub struct Topology {
+    pub exchanges: Vec<(Arc<str>, ExchangeKind)>,
+    pub queues: Vec<Queue>,
+    pub dead_letter_exchange: Arc<str>,
+    /// Also the routing key of every dead letter.
+    pub dead_letter_queue: Arc<str>,
+    /// Messages a queue holds before it refuses more.
+    pub max_length: u32,
+    /// Age at which a message becomes a dead letter.
+    pub ttl: Option<Duration>,
+    /// The same for the queues of single instances, which drop their oldest instead.
+    pub broadcast_max_length: u32,
+    pub broadcast_ttl: Duration,
+}
+
+impl Topology {
+    /// The catalogue's exchanges and a queue for each durable consumer.
+    pub fn new(config: &config::Rabbitmq, catalogue: &Catalogue, durable: &[Subscription]) -> Self {
+        let queues = durable.iter().filter_map(|subscription| match &subscription.source {
+            Source::Queue { name, bindings, exclusive: false } => {
+                Some(Queue { name: name.clone(), bindings: bindings.clone() })
+            }
+            _ => None,
+        });
+        Self {
+            exchanges: catalogue.exchanges().iter().map(|exchange| (exchange.name.clone(), exchange.kind)).collect(),
+            queues: queues.collect(),
+            dead_letter_exchange: config.dead_letter_exchange.as_str().into(),
+            dead_letter_queue: config.dead_letter_queue.as_str().into(),
+            max_length: config.queue_max_length,
+            ttl: config.queue_ttl,
+            broadcast_max_length: config.broadcast_max_length,
+            broadcast_ttl: config.broadcast_ttl,
+        }
+    }
+
+    pub(super) fn has_exchange(&self, name: &str) -> bool {
+        self.exchanges.iter().any(|(known, _)| **known == *name)
+    }
+
+    /// Should a queue of ours get what is published there?
+    pub(super) fn takes(&self, exchange: &str, key: &str) -> bool {
+        let mut bindings = self.queues.iter().flat_map(|queue| &queue.bindings);
+        bindings.any(|(bound, pattern)| **bound == *exchange && TopicPattern::parse(pattern).matches(key))
+    }
+
+    fn effect_arguments(&self, server: ServerVersion) -> FieldTable {
+        let mut table = FieldTable::default();
+        insert(&mut table, "x-queue-type", text("quorum"));
+        insert(&mut table, "x-single-active-consumer", AMQPValue::Boolean(true));
+        insert(&mut table, "x-max-length", AMQPValue::LongLongInt(self.max_length.into()));
+        insert(&mut table, "x-overflow", text("reject-publish"));
+        insert(&mut table, "x-dead-letter-exchange", text(&self.dead_letter_exchange));
+        insert(&mut table, "x-dead-letter-routing-key", text(&self.dead_letter_queue));
+        insert(&mut table, "x-dead-letter-strategy", text("at-least-once"));
+        if let Some(ttl) = self.ttl {
+            insert(&mut table, "x-message-ttl", milliseconds(ttl));
+        }
+        unlimited_deliveries(&mut table, server);
+        table
+    }
+
+    /// No limits. One reader at a time: it releases messages in key order.
+    fn dead_letter_arguments(&self, server: ServerVersion) -> FieldTable {
+        let mut table = FieldTable::default();
+        insert(&mut table, "x-queue-type", text("quorum"));
+        insert(&mut table, "x-single-active-consumer", AMQPValue::Boolean(true));
+        unlimited_deliveries(&mut table, server);
+        table
+    }
+
+    fn broadcast_arguments(&self) -> FieldTable {
+        let mut table = FieldTable::default();
+        insert(&mut table, "x-message-ttl", milliseconds(self.broadcast_ttl));
+        insert(&mut table, "x-max-length", AMQPValue::LongLongInt(self.broadcast_max_length.into()));
+        insert(&mut table, "x-overflow", text("drop-head"));
+        table
+    }
+}
+
+const PRECONDITION_FAILED: u16 = 406;
+
+/// Our backlog counts attempts, not the server. From 4.0 on it has a limit unless told
+/// otherwise; before, it had none, and would have taken -1 for "dead at the first return".
+fn unlimited_deliveries(table: &mut FieldTable, server: ServerVersion) {
+    if server.limits_deliveries() {
+        insert(table, "x-delivery-limit", AMQPValue::LongLongInt(-1));
+    }
+}
+
+fn insert(table: &mut FieldTable, key: &str, value: AMQPValue) {
+    table.insert(key.into(), value);
+}
+
+fn text(text: &str) -> AMQPValue {
+    AMQPValue::LongString(text.into())
+}
+
+fn milliseconds(duration: Duration) -> AMQPValue {
+    AMQPValue::LongLongInt(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// Why something could not be declared.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DeclareError {
+    /// It is there with other properties: only an operator can settle that.
+    #[error("{0}")]
+    Mismatch(String),
+    /// Anything else, which may pass.
+    #[error("{what}: {source}")]
+    Failed { what: String, source: lapin::Error },
+}
+
+impl DeclareError {
+    fn of(what: String, source: lapin::Error) -> Self {
+        match refusal(&source) {
+            Some((PRECONDITION_FAILED, text)) => Self::Mismatch(format!(
+                "{what} exists with other properties than configured: {text}. Delete it when it is empty, or set \
+                 what it has under [rabbitmq]"
+            )),
+            _ => Self::Failed { what, source },
+        }
+    }
+}
+
+/// The server's code and words, when it is what refused.
+pub(super) fn refusal(error: &lapin::Error) -> Option<(u16, String)> {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => Some((error.get_id(), error.get_message().to_string())),
+        _ => None,
+    }
+}
+
+/// Declares everything; what is there already is checked.
+pub(super) async fn declare(
+    connection: &Connection,
+    topology: &Topology,
+    server: ServerVersion,
+) -> Result<(), DeclareError> {
+    let channel = open(connection).await?;
+    for (name, kind) in &topology.exchanges {
+        declare_exchange(&channel, name, *kind).await?;
+    }
+    if !topology.has_exchange(&topology.dead_letter_exchange) {
+        declare_exchange(&channel, &topology.dead_letter_exchange, ExchangeKind::Direct).await?;
+    }
+    let dead_letters = Queue {
+        name: topology.dead_letter_queue.clone(),
+        bindings: vec![(topology.dead_letter_exchange.clone(), topology.dead_letter_queue.clone())],
+    };
+    declare_durable(&channel, &dead_letters, topology.dead_letter_arguments(server)).await?;
+    for queue in &topology.queues {
+        declare_queue(&channel, topology, queue, server).await?;
+    }
+    Ok(())
+}
+
+/// Declares the queue of a durable consumer.
+pub(super) async fn declare_queue(
+    channel: &Channel,
+    topology: &Topology,
+    queue: &Queue,
+    server: ServerVersion,
+) -> Result<(), DeclareError> {
+    declare_durable(channel, queue, topology.effect_arguments(server)).await
+}
+
+/// Declares a queue of this connection alone, gone with its only consumer.
+pub(super) async fn declare_broadcast(
+    channel: &Channel,
+    topology: &Topology,
+    queue: &Queue,
+) -> Result<(), DeclareError> {
+    let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
+    let declared = channel.queue_declare(short(&queue.name), options, topology.broadcast_arguments()).await;
+    declared.map_err(|error| DeclareError::of(format!("queue {}", queue.name), error))?;
+    bind(channel, queue).await
+}
+
+async fn open(connection: &Connection) -> Result<Channel, DeclareError> {
+    let opened = connection.create_channel().await;
+    opened.map_err(|source| DeclareError::Failed { what: "opening a channel".into(), source })
+}
+
+async fn declare_exchange(channel: &Channel, name: &Arc<str>, kind: ExchangeKind) -> Result<(), DeclareError> {
+    let kind = match kind {
+        ExchangeKind::Topic => lapin::ExchangeKind::Topic,
+        ExchangeKind::Direct => lapin::ExchangeKind::Direct,
+    };
+    let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    let declared = channel.exchange_declare(short(name), kind, options, FieldTable::default()).await;
+    declared.map_err(|error| DeclareError::of(format!("exchange {name}"), error))
+}
+
+async fn declare_durable(channel: &Channel, queue: &Queue, arguments: FieldTable) -> Result<(), DeclareError> {
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    let declared = channel.queue_declare(short(&queue.name), options, arguments).await;
+    declared.map_err(|error| DeclareError::of(format!("queue {}", queue.name), error))?;
+    bind(channel, queue).await
+}
+
+async fn bind(channel: &Channel, queue: &Queue) -> Result<(), DeclareError> {
+    for (exchange, pattern) in &queue.bindings {
+        let bound = channel
+            .queue_bind(
+                short(&queue.name),
+                short(exchange),
+                short(pattern),
+                QueueBindOptions::default(),
+                FieldTable::default(),
+            )
+            .await;
+        bound.map_err(|error| DeclareError::of(format!("binding {} to {exchange} by {pattern}", queue.name), error))?;
+    }
+    Ok(())
+}
+
+/// Names come from the catalogue and the configuration, which keep to AMQP's 255 bytes.
+fn short(text: &Arc<str>) -> ShortString {
+    (&**text).into()
+}

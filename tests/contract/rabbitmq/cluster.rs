@@ -1,0 +1,87 @@
+//! A cluster that a test may hurt: `scripts/brokers` with a directory of its own.
+
+use std::process::Command;
+use std::time::Duration;
+
+pub const NODES: [&str; 3] = ["rabbit1", "rabbit2", "rabbit3"];
+
+/// Made whole again when it is dropped, so that one test's damage is not the next one's.
+pub struct Cluster {
+    pub urls: String,
+}
+
+impl Cluster {
+    /// `None`, with the reason printed, where no cluster may be hurt (`scripts/test-faults`
+    /// starts one).
+    pub fn own() -> Option<Self> {
+        if std::env::var("EVENT_GATEWAY_TEST_FAULTS").is_ok_and(|value| value == "1") {
+            return super::servers().map(|urls| Self { urls });
+        }
+        eprintln!("SKIPPED: EVENT_GATEWAY_TEST_FAULTS=1 is not set: make test-faults");
+        None
+    }
+
+    /// SIGKILL.
+    pub fn kill(&self, node: &str) {
+        brokers(&["kill", node]);
+    }
+
+    /// Starts nodes that were killed and waits until they serve.
+    pub fn start(&self, nodes: &[&str]) {
+        brokers(&[&["start"][..], nodes].concat());
+    }
+
+    /// SIGSTOP.
+    pub fn pause(&self, node: &str) {
+        brokers(&["pause", node]);
+    }
+
+    /// SIGCONT.
+    pub fn resume(&self, node: &str) {
+        brokers(&["resume", node]);
+    }
+
+    /// The node that leads a quorum queue.
+    pub fn leader(&self, queue: &str) -> &'static str {
+        let list = ["rabbitmqctl", "rabbit1", "--quiet", "--formatter", "json", "list_queues", "name", "leader"];
+        let queues: Vec<serde_json::Value> = serde_json::from_str(&brokers(&list)).expect("a list of queues");
+        let found = queues.iter().find(|entry| entry["name"] == queue).expect("the queue is there");
+        let leader = found["leader"].as_str().expect("a quorum queue");
+        NODES.into_iter().find(|node| leader.starts_with(node)).expect("a node of the cluster")
+    }
+
+    /// Memory above which a node takes no more messages, e.g. `2GB`; one byte is an alarm.
+    pub fn memory_limit(&self, limit: &str) {
+        for node in NODES {
+            brokers(&["rabbitmqctl", node, "--quiet", "set_vm_memory_high_watermark", "absolute", limit]);
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for node in NODES {
+            let _ = command(&["resume", node]).output();
+        }
+        let _ = command(&[&["start"][..], &NODES].concat()).output();
+    }
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/brokers"));
+    command.args(arguments);
+    command
+}
+
+/// Its output.
+fn brokers(arguments: &[&str]) -> String {
+    let done = command(arguments).output().expect("scripts/brokers starts");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(done.status.success(), "scripts/brokers {arguments:?}: {}", text(&done.stderr));
+    text(&done.stdout)
+}
+
+/// Lets something last. Only for faults whose length is the point.
+pub async fn lasting(time: Duration) {
+    tokio::time::sleep(time).await;
+}
