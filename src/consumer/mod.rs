@@ -6,10 +6,12 @@
 //! retries, parking, dead letters, acknowledgement after the commit.
 
 pub mod audit;
+pub mod dead_letter;
 pub mod declaration;
 pub mod live;
 pub mod metrics;
 pub mod orchestrator;
+mod quarantine;
 mod runtime;
 mod sweeper;
 
@@ -42,6 +44,20 @@ pub struct Declaration {
 impl Declaration {
     pub fn handles(&self, event_type: &str) -> bool {
         self.consumes.iter().any(|(name, _)| *name == event_type)
+    }
+
+    /// Do later messages of this type wait behind a failed one?
+    pub fn orders(&self, event_type: &EventType) -> bool {
+        self.order == Order::Aggregate && event_type.order == Order::Aggregate
+    }
+
+    /// What parks together in the backlog.
+    pub fn key(&self, event_type: &EventType, headers: &Headers) -> Arc<str> {
+        if self.orders(event_type) {
+            format!("{}:{}", headers.aggregate_type, headers.aggregate_id).into()
+        } else {
+            headers.event_id.to_string().into()
+        }
     }
 }
 

@@ -9,11 +9,11 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::sweeper::Sweeper;
-use super::{Declaration, Effects, Handler, HandlerError, Message};
+use super::{Declaration, Effects, Handler, HandlerError, Message, quarantine};
 use crate::broker::{AckToken, Delivery, Inbound, Subscriber, Subscription};
+use crate::domain::Timestamp;
 use crate::domain::backoff::{RETRY_DELAYS_MS, retry_delay_ms};
-use crate::domain::catalogue::{Catalogue, Order};
-use crate::domain::{Id, Timestamp};
+use crate::domain::catalogue::Catalogue;
 use crate::service::committer::{CommitError, Committer};
 use crate::store::{DeliveryClaim, Outcome, Store, StoredMessage, Unit, Verdict};
 use crate::telemetry::facts::{DeadLettered, HandlerFailed};
@@ -35,6 +35,8 @@ pub struct ConsumerParts {
 /// The tasks of one consumer.
 pub struct ConsumerTasks {
     pub handles: Vec<JoinHandle<()>>,
+    /// Somebody else put messages into its backlog: its retries look at the clock again.
+    pub retry_soon: Arc<Notify>,
 }
 
 /// Starts a consumer: its reader and its retry sweeper. Both end after `stop`, when
@@ -47,8 +49,9 @@ pub fn spawn(
 ) -> ConsumerTasks {
     let declaration = handler.declaration();
     let metrics = parts.metrics.consumer(declaration.name);
-    let processor =
-        Arc::new(Processor { declaration, handler, parts: parts.clone(), metrics, retry_soon: Notify::new() });
+    let retry_soon = Arc::new(Notify::new());
+    let processor = Processor { declaration, handler, parts: parts.clone(), metrics, retry_soon: retry_soon.clone() };
+    let processor = Arc::new(processor);
     let reader = Reader { processor: processor.clone(), subscriber };
     let sweeper = Sweeper::new(processor);
     ConsumerTasks {
@@ -56,6 +59,7 @@ pub fn spawn(
             crate::task::spawn("consumer", reader.run(stop.child_token())),
             crate::task::spawn("consumer-sweeper", sweeper.run(stop.child_token())),
         ],
+        retry_soon,
     }
 }
 
@@ -66,7 +70,7 @@ pub(super) struct Processor {
     pub parts: ConsumerParts,
     pub metrics: ConsumerMetrics,
     /// A message went to the backlog: the sweeper looks at the clock again.
-    pub retry_soon: Notify,
+    pub retry_soon: Arc<Notify>,
 }
 
 /// A message with what the backlog needs to know about it.
@@ -83,19 +87,6 @@ pub(super) struct Work {
 pub(super) struct Paused(pub String);
 
 impl Processor {
-    fn ordered(&self, message: &Message) -> bool {
-        self.declaration.order == Order::Aggregate && message.event_type.order == Order::Aggregate
-    }
-
-    /// What parks together.
-    fn key(&self, message: &Message) -> Arc<str> {
-        if self.ordered(message) {
-            format!("{}:{}", message.headers.aggregate_type, message.headers.aggregate_id).into()
-        } else {
-            message.headers.event_id.to_string().into()
-        }
-    }
-
     /// Handles and commits. Messages of one key must be in order.
     pub async fn process(&self, work: Vec<Work>) -> Result<(), Paused> {
         if work.is_empty() {
@@ -131,8 +122,8 @@ impl Processor {
 
     fn unit(&self, work: &Work, result: Result<Effects, HandlerError>, failed_keys: &mut HashSet<Arc<str>>) -> Unit {
         let now = Timestamp::now();
-        let ordered = self.ordered(&work.message);
-        let key = self.key(&work.message);
+        let Message { event_type, headers, .. } = &work.message;
+        let (ordered, key) = (self.declaration.orders(event_type), self.declaration.key(event_type, headers));
         let (effects, verdict) = match result {
             _ if ordered && failed_keys.contains(&key) => (None, Verdict::Park),
             Ok(effects) => (Some(effects), Verdict::Done),
@@ -206,12 +197,6 @@ impl Processor {
 
     /// Keeps what cannot be read, with position and reason, so that nothing is lost.
     async fn quarantine(&self, delivery: &Delivery, why: &str) -> Result<(), Paused> {
-        use sha2::Digest;
-        // The same bytes at the same place are the same row, however often they come.
-        let digest = sha2::Sha256::digest(format!("{}\n{}", self.declaration.name, delivery.position));
-        let mut bytes = [0; 16];
-        bytes.copy_from_slice(&digest[..16]);
-        let event_id = Id(uuid::Uuid::from_bytes(bytes));
         HandlerFailed {
             consumer: self.declaration.name,
             event_id: None,
@@ -220,22 +205,7 @@ impl Processor {
             error: why,
         }
         .record(&self.metrics);
-        let claim = DeliveryClaim {
-            consumer: self.declaration.name.into(),
-            event_id,
-            key: format!("quarantine:{}", delivery.position).into(),
-            sequence: 0,
-            ordered: false,
-            from_backlog: false,
-            verdict: Verdict::Failed { error: format!("order unknown: {why}"), attempts: 1, retry_at: None },
-            message: Some(StoredMessage {
-                headers: delivery.headers.as_ref().ok().cloned(),
-                encoding: delivery.encoding,
-                body: delivery.body.clone(),
-                position: delivery.position.to_string(),
-            }),
-            at: Timestamp::now(),
-        };
+        let claim = quarantine::claim(self.declaration.name, delivery, why);
         let unit = Unit { delivery: Some(claim), ..Unit::default() };
         self.parts.committer.background(unit).await.map(|_| ()).map_err(|error| Paused(error.to_string()))
     }

@@ -3,6 +3,7 @@
 
 mod cluster;
 mod connection;
+mod dead_letters;
 mod faults;
 mod load;
 mod proxy;
