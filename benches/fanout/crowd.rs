@@ -1,16 +1,11 @@
-//! The sockets: they read as fast as one thread can and count updates. Frames of a server
-//! are not masked, so counting needs no WebSocket library.
+//! The sockets: they read as fast as one thread can and count updates.
 
 use std::cell::Cell;
 use std::io::Write as _;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-
-/// What an update begins with on the wire, after Engine.IO's digit.
-const UPDATE: &[u8] = b"42/messaging,[\"job_update\"";
+use crate::socket::{Socket, UPDATE};
 
 pub fn main(args: &[String]) {
     let [address, sockets, auth, join] = args else { panic!("address, sockets, auth, join") };
@@ -21,7 +16,7 @@ pub fn main(args: &[String]) {
         let count = Rc::new(Cell::new(0_u64));
         for _ in 0..sockets {
             let socket = Socket::connect(address, auth, join).await;
-            tokio::task::spawn_local(socket.count(count.clone()));
+            tokio::task::spawn_local(count_updates(socket, count.clone()));
         }
         say("ready");
         let mut tick = tokio::time::interval(Duration::from_millis(20));
@@ -40,106 +35,19 @@ fn say(line: &str) {
     }
 }
 
-struct Socket {
-    stream: TcpStream,
-    buffer: Vec<u8>,
-    /// Bytes in the buffer.
-    filled: usize,
-}
-
-impl Socket {
-    async fn connect(address: &str, auth: &str, join: &str) -> Self {
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        let request = format!(
-            "GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\n\
-             Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        );
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(stream.read_u8().await.unwrap());
-        }
-        assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
-        let mut socket = Self { stream, buffer: vec![0; 64 * 1024], filled: 0 };
-        socket.wait_for(b"0{").await;
-        socket.send(&format!("40/messaging,{auth}")).await;
-        socket.wait_for(b"40/messaging").await;
-        if !join.is_empty() {
-            socket.send(&format!("42/messaging,1{join}")).await;
-            socket.wait_for(b"43/messaging,1[").await;
-        }
-        socket.buffer.shrink_to(16 * 1024);
-        socket.buffer.resize(16 * 1024, 0);
+async fn count_updates(mut socket: Socket, count: Rc<Cell<u64>>) {
+    loop {
+        let (mut updates, mut ping) = (0, false);
         socket
-    }
-
-    async fn send(&mut self, text: &str) {
-        let length = text.len();
-        // Masked with zeros: the text itself.
-        let mut frame = vec![0x81];
-        match u8::try_from(length) {
-            Ok(short) if short < 126 => frame.push(0x80 | short),
-            _ => {
-                frame.push(0x80 | 126);
-                frame.extend(u16::try_from(length).unwrap().to_be_bytes());
-            }
-        }
-        frame.extend([0; 4]);
-        frame.extend(text.as_bytes());
-        self.stream.write_all(&frame).await.unwrap();
-    }
-
-    async fn wait_for(&mut self, wanted: &[u8]) {
-        let mut found = false;
-        while !found {
-            self.read(|frame| found |= frame.starts_with(wanted)).await;
-        }
-    }
-
-    async fn count(mut self, count: Rc<Cell<u64>>) {
-        loop {
-            let (mut updates, mut ping) = (0, false);
-            self.read(|frame| match frame {
+            .read(|frame| match frame {
                 b"2" => ping = true,
                 frame if frame.starts_with(UPDATE) => updates += 1,
                 _ => {}
             })
             .await;
-            count.set(count.get() + updates);
-            if ping {
-                self.send("3").await;
-            }
+        count.set(count.get() + updates);
+        if ping {
+            socket.send("3").await;
         }
-    }
-
-    /// Reads what there is and hands over every whole frame.
-    async fn read(&mut self, mut frame: impl FnMut(&[u8])) {
-        let read = self.stream.read(&mut self.buffer[self.filled..]).await.unwrap();
-        assert!(read > 0, "the server has closed");
-        self.filled += read;
-        let mut at = 0;
-        while let Some((head, length)) = header(&self.buffer[at..self.filled]) {
-            if at + head + length > self.filled {
-                assert!(head + length <= self.buffer.len(), "a frame of {length} bytes");
-                break;
-            }
-            frame(&self.buffer[at + head..at + head + length]);
-            at += head + length;
-        }
-        self.buffer.copy_within(at..self.filled, 0);
-        self.filled -= at;
-    }
-}
-
-/// Bytes of the frame's header and of its payload.
-fn header(bytes: &[u8]) -> Option<(usize, usize)> {
-    match bytes {
-        [_, length, ..] if *length < 126 => Some((2, usize::from(*length))),
-        [_, 126, a, b, ..] => Some((4, usize::from(u16::from_be_bytes([*a, *b])))),
-        [_, 127, rest @ ..] if rest.len() >= 8 => {
-            Some((10, usize::try_from(u64::from_be_bytes(rest[..8].try_into().unwrap())).unwrap()))
-        }
-        _ => None,
     }
 }

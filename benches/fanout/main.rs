@@ -7,6 +7,8 @@
 mod bare;
 mod crowd;
 mod gateway;
+#[path = "../shared/socket.rs"]
+mod socket;
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};

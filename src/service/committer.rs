@@ -303,6 +303,7 @@ impl Task {
                     .flatten()
                     .collect();
                 if !events.is_empty() {
+                    self.metrics.committed_events.inc_by(events.len() as u64);
                     self.handoff.committed(&events);
                 }
                 outcomes.into_iter().map(Ok).collect()

@@ -199,6 +199,8 @@ pub struct Metrics {
     pub commit_batch_rows: Histogram,
     /// One commit, from BEGIN to the end of COMMIT, in seconds.
     pub commit_seconds: Histogram,
+    /// Events committed: over the commits of [`Metrics::commit_seconds`], events per fsync.
+    pub committed_events: IntCounter,
     /// Memory of the requests that wait to be committed.
     pub intake_queue_bytes: IntGauge,
     /// Legs that are not done.
@@ -290,6 +292,8 @@ impl Metrics {
             rejected: build.counter_by("rejected_total", "Requests refused."),
             commit_batch_rows: build.histogram("commit_batch_rows", "Rows of one commit.", ROWS),
             commit_seconds: build.histogram("commit_seconds", "One commit of the store.", LATENCY),
+            committed_events: build
+                .register(IntCounter::with_opts(opts("committed_events_total", "Events committed."))),
             intake_queue_bytes: build.gauge("intake_queue_bytes", "Memory of requests waiting to be committed."),
             outbox_backlog: build.gauge_by("outbox_backlog", "Legs that are not done."),
             outbox_oldest_seconds: {

@@ -1,0 +1,144 @@
+//! (b) The highest rate at which nothing lags, 500 users with a socket each; (c) from the
+//! start of a POST to its update on the socket at half of that.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::Plan;
+use crate::load::{Load, Report};
+use crate::process::{Commits, Gateway};
+
+/// The long measurement is repeated at a lower rate so many times, should it lag.
+const AGAIN: usize = 4;
+const DRAIN: Duration = Duration::from_secs(120);
+/// No more than this is offered, jobs a second.
+const HIGHEST: f64 = 20_000.0;
+/// What may be owed at the end of a step, in seconds of work at the offered rate.
+const OWED_SECONDS: f64 = 0.5;
+
+struct Step {
+    report: Report,
+    legs: u64,
+    unconsumed: u64,
+    cpu: f64,
+    seconds: f64,
+    commits: Commits,
+}
+
+impl Step {
+    /// Everything offered was accepted, and nothing is behind.
+    fn keeps_up(&self, rate: f64) -> bool {
+        let owed = rate * OWED_SECONDS;
+        self.report.rate >= rate * 0.98
+            && self.report.refused == 0
+            && self.report.delivered == self.report.accepted
+            && self.report.screen_p99 < OWED_SECONDS * 1e3
+            // Three legs of a submission, one of its audit event.
+            && (self.legs as f64) < 4.0 * owed
+            && (self.unconsumed as f64) < owed
+    }
+}
+
+/// Bisects the offered rate; returns the highest that keeps up.
+pub async fn sustained(plan: &Plan, data_dir: &Path) -> f64 {
+    let gateway = Gateway::start(data_dir).await;
+    let (mut low, mut high) = (0.0_f64, HIGHEST);
+    let mut rate = plan.start_rate;
+    while high - low > 150.0_f64.max(low * 0.04) && high >= 100.0 {
+        let step = offer(plan, &gateway, rate, plan.step).await;
+        let ok = step.keeps_up(rate);
+        print(&step, rate, if ok { "keeps up" } else { "lags" });
+        if ok {
+            low = rate;
+            rate = if high < HIGHEST { (low + high) / 2.0 } else { rate * 1.3 };
+        } else {
+            high = rate;
+            rate = if low > 0.0 { (low + high) / 2.0 } else { rate * 0.7 };
+            gateway.drain(DRAIN).await;
+        }
+    }
+    // Once more, longer: what a short step lets through by luck does not count.
+    for again in 0.. {
+        let step = offer(plan, &gateway, low, 3 * plan.step).await;
+        let ok = step.keeps_up(low);
+        print(&step, low, if ok { "sustained" } else { "lags after all" });
+        println!(
+            "            CPU a job: gateway {:.0} us, generator with its sockets {:.0} us; gateway {:.2} processors; {:.0} events and {:.1} jobs a COMMIT of {:.1} ms",
+            step.cpu / step.report.accepted as f64 * 1e6,
+            step.report.cpu_seconds / step.report.accepted as f64 * 1e6,
+            step.cpu / step.seconds,
+            step.commits.events / step.commits.count,
+            step.report.accepted as f64 / step.commits.count,
+            step.commits.seconds / step.commits.count * 1e3,
+        );
+        if ok || again == AGAIN {
+            break;
+        }
+        gateway.drain(DRAIN).await;
+        low *= 0.92;
+    }
+    gateway.stop().await;
+    low
+}
+
+/// (c) at `rate`.
+pub async fn screen(plan: &Plan, data_dir: &Path, rate: f64) {
+    let gateway = Gateway::start(data_dir).await;
+    let step = offer(plan, &gateway, rate, Duration::from_secs(plan.seconds.min(30))).await;
+    print(&step, rate, "half");
+    gateway.stop().await;
+}
+
+async fn offer(plan: &Plan, gateway: &Gateway, rate: f64, duration: Duration) -> Step {
+    let load = Load {
+        address: gateway.address.clone(),
+        users: plan.users,
+        connections: 256,
+        rate: Some(rate),
+        warm_up: Duration::from_secs(2),
+        duration,
+        sockets: true,
+    };
+    let (before, cpu, start) = (gateway.metrics().await, gateway.cpu_seconds(), Instant::now());
+    let watching = watch_end(gateway, load.warm_up + load.duration);
+    let (report, (legs, unconsumed)) = tokio::join!(load.run(), watching);
+    let after = gateway.metrics().await;
+    Step {
+        report,
+        legs,
+        unconsumed,
+        cpu: gateway.cpu_seconds() - cpu,
+        seconds: start.elapsed().as_secs_f64(),
+        commits: Commits::between(&before, &after),
+    }
+}
+
+/// What is owed in the last second of the load: the least of a few looks, since whole
+/// windows are in flight at any moment.
+async fn watch_end(gateway: &Gateway, duration: Duration) -> (u64, u64) {
+    tokio::time::sleep(duration - Duration::from_millis(800)).await;
+    let mut least = (u64::MAX, u64::MAX);
+    for _ in 0..4 {
+        let metrics = gateway.metrics().await;
+        least = (least.0.min(metrics.legs_open()), least.1.min(metrics.unconsumed()));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    least
+}
+
+fn print(step: &Step, rate: f64, verdict: &str) {
+    let report = &step.report;
+    println!(
+        "  {rate:>6.0} jobs/s offered, {:>6.0} accepted: 201 P99 {:.1} ms; on screen P50 {:.1} ms, P99 {:.1} ms, max {:.0} ms; \
+         {} of {} delivered; owed {} legs, {} jobs: {verdict}",
+        report.rate,
+        report.p99,
+        report.screen_p50,
+        report.screen_p99,
+        report.screen_max,
+        report.delivered,
+        report.accepted,
+        step.legs,
+        step.unconsumed,
+    );
+}
