@@ -21,6 +21,7 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
 use sqlx::{ConnectOptions, Connection, Row, SqliteConnection};
+use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 
 use super::plan::{Found, Needs, Plan, plan};
@@ -51,7 +52,7 @@ impl Default for SqliteOptions {
 /// The embedded store.
 #[derive(Debug)]
 pub struct SqliteStore {
-    writer: Mutex<Option<Writer>>,
+    writer: Arc<Mutex<Option<Writer>>>,
     readers: SqlitePool,
     events: EventReader,
     factory: Arc<EventFactory>,
@@ -106,7 +107,7 @@ impl SqliteStore {
             .acquire_timeout(Duration::from_secs(5))
             .connect_lazy_with(options.create_if_missing(false).pragma("query_only", "1"));
         Ok(Self {
-            writer: Mutex::new(Some(Writer { connection, last_position })),
+            writer: Arc::new(Mutex::new(Some(Writer { connection, last_position }))),
             readers,
             events: EventReader { catalogue: factory.catalogue().clone() },
             factory,
@@ -144,6 +145,26 @@ impl SqliteStore {
         let result = body(&mut transaction).await?;
         transaction.commit().await?;
         Ok(result)
+    }
+}
+
+impl Writer {
+    async fn commit(&mut self, units: &[Unit], factory: &EventFactory) -> Result<Vec<Outcome>, StoreError> {
+        let now = Timestamp::now();
+        // Dropped without COMMIT it rolls back.
+        let mut transaction = self.connection.begin_with("BEGIN IMMEDIATE").await?;
+        let found = load(&mut transaction, units, self.last_position).await?;
+        let plan = plan(units, found, factory, now);
+        if plan.is_empty() {
+            transaction.rollback().await?;
+        } else {
+            write(&mut transaction, &plan, now).await?;
+            transaction.commit().await?;
+            if let Some(last) = plan.events.last() {
+                self.last_position = last.position;
+            }
+        }
+        Ok(plan.outcomes)
     }
 }
 
@@ -194,23 +215,25 @@ async fn write(connection: &mut SqliteConnection, plan: &Plan, now: Timestamp) -
 #[async_trait]
 impl Store for SqliteStore {
     async fn commit(&self, units: Arc<Vec<Unit>>) -> Result<Vec<Outcome>, StoreError> {
-        let mut guard = self.writer.lock().await;
-        let writer = guard.as_mut().ok_or_else(closed)?;
-        let now = Timestamp::now();
-        // Dropped without COMMIT it rolls back.
-        let mut transaction = writer.connection.begin_with("BEGIN IMMEDIATE").await?;
-        let found = load(&mut transaction, &units, writer.last_position).await?;
-        let plan = plan(&units, found, &self.factory, now);
-        if plan.is_empty() {
-            transaction.rollback().await?;
-        } else {
-            write(&mut transaction, &plan, now).await?;
-            transaction.commit().await?;
-            if let Some(last) = plan.events.last() {
-                writer.last_position = last.position;
-            }
+        let mut guard = self.writer.clone().lock_owned().await;
+        let factory = self.factory.clone();
+        // A COMMIT waits for the connection's thread some fifty times. On a busy runtime each
+        // of these wake-ups queues behind the requests, on a thread of its own behind nothing.
+        let runtime = Handle::current();
+        let committed = tokio::task::spawn_blocking(move || {
+            runtime.block_on(async {
+                let writer = guard.as_mut().ok_or_else(closed)?;
+                writer.commit(&units, &factory).await
+            })
+        });
+        match committed.await {
+            Ok(outcomes) => outcomes,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime is shutting down.
+                Err(_) => Err(closed()),
+            },
         }
-        Ok(plan.outcomes)
     }
 
     async fn next_epoch(&self, instance: &str) -> Result<i64, StoreError> {
