@@ -335,11 +335,19 @@ fn message(row: &sqlx::sqlite::SqliteRow) -> Result<Message, sqlx::Error> {
     })
 }
 
-/// One statement text for each number of rows that is written at once.
-type Statements = [(usize, String); 5];
+/// Rows of a statement. Rows that are too many stay unbound, which is NULL, and are skipped: so
+/// one prepared statement, which is one round trip to the connection's thread, serves a batch.
+const SIZES: [usize; 16] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256];
 
+/// The statement text for each of [`SIZES`].
+type Statements = [String; SIZES.len()];
+
+/// `tail` follows a WHERE; the first column of `row` is never NULL.
 fn statements(head: &str, row: &str, tail: &str) -> Statements {
-    [256, 64, 16, 4, 1].map(|rows| (rows, format!("{head} VALUES {} {tail}", vec![row; rows].join(","))))
+    SIZES.map(|size| {
+        let rows = vec![row; size].join(",");
+        format!("{head} SELECT * FROM (VALUES {rows}) WHERE column1 IS NOT NULL {tail}")
+    })
 }
 
 static RECORDS: LazyLock<Statements> =
@@ -355,12 +363,9 @@ static POSITIONS: LazyLock<Statements> = LazyLock::new(|| {
 
 /// Splits rows over the fewest prepared statements.
 fn chunks<'a, T>(statements: &'static Statements, rows: &'a [T]) -> impl Iterator<Item = (&'static str, &'a [T])> {
-    let mut rest = rows;
-    std::iter::from_fn(move || {
-        let (size, sql) = statements.iter().find(|(size, _)| *size <= rest.len())?;
-        let (now, later) = rest.split_at(*size);
-        rest = later;
-        Some((sql.as_str(), now))
+    rows.chunks(SIZES[SIZES.len() - 1]).filter_map(|rows| {
+        let at = SIZES.iter().position(|size| *size >= rows.len())?;
+        Some((statements[at].as_str(), rows))
     })
 }
 
@@ -370,9 +375,10 @@ mod tests {
 
     #[test]
     fn rows_are_split_over_few_statements() {
-        let rows = [0; 256 + 64 + 64 + 16 + 4 + 2];
-        let sizes: Vec<usize> = chunks(&RECORDS, &rows).map(|(_, rows)| rows.len()).collect();
-        assert_eq!(sizes, [256, 64, 64, 16, 4, 1, 1]);
+        let rows = [0; 256 + 256 + 65];
+        let sizes: Vec<_> =
+            chunks(&RECORDS, &rows).map(|(sql, rows)| (sql.matches("(?,?,?,?,?,?)").count(), rows.len())).collect();
+        assert_eq!(sizes, [(256, 256), (256, 256), (96, 65)]);
         assert_eq!(chunks(&RECORDS, &rows[..0]).count(), 0);
     }
 }

@@ -1,10 +1,13 @@
-//! Multi-row statements: a batch becomes a few prepared statements of 1, 2, 4 ... 64
-//! rows, so that the statement cache serves every batch size.
+//! Multi-row statements: every step of a batch is one prepared statement, two where it is
+//! large, because each costs a round trip to the connection's thread.
 
 use sqlx::sqlite::SqliteArguments;
 use sqlx::{Arguments, AssertSqlSafe, SqliteConnection};
 
-const LARGEST: usize = 64;
+/// Rows of a statement. A batch takes the next larger one and leaves the rows that are too
+/// many unbound, so that few statement texts, which stay prepared, serve every batch size.
+const SIZES: [usize; 16] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256];
+const LARGEST: usize = SIZES[SIZES.len() - 1];
 
 /// The arguments of a statement being built.
 #[derive(Default)]
@@ -28,7 +31,8 @@ impl Args {
     }
 }
 
-/// Runs `head VALUES (?, ...), ... tail` for all rows. `head`, `row` and `tail` are constants.
+/// Runs `head` `tail` for all rows. `head`, `row` and `tail` are constants, and the first column
+/// of a row is never NULL.
 pub(super) async fn write_rows<R>(
     connection: &mut SqliteConnection,
     head: &'static str,
@@ -37,28 +41,21 @@ pub(super) async fn write_rows<R>(
     rows: &[R],
     mut bind: impl FnMut(&mut Args, &R),
 ) -> Result<(), sqlx::Error> {
-    let mut rest = rows;
-    while !rest.is_empty() {
-        let count = if rest.len() >= LARGEST { LARGEST } else { 1 << rest.len().ilog2() };
-        let (now, later) = rest.split_at(count);
-        let mut sql = String::with_capacity(head.len() + tail.len() + 10 + count * (row.len() + 1));
-        sql.push_str(head);
-        sql.push_str(" VALUES ");
-        for index in 0..count {
-            if index > 0 {
-                sql.push(',');
-            }
-            sql.push_str(row);
-        }
-        sql.push(' ');
-        sql.push_str(tail);
+    for rows in rows.chunks(LARGEST) {
         let mut args = Args::default();
-        now.iter().for_each(|row| bind(&mut args, row));
-        // Only constants above; every value is bound.
-        sqlx::query_with(AssertSqlSafe(sql), args.into_inner()).execute(&mut *connection).await?;
-        rest = later;
+        rows.iter().for_each(|row| bind(&mut args, row));
+        // Only constants; every value is bound.
+        let sql = AssertSqlSafe(statement(head, row, tail, rows.len()));
+        sqlx::query_with(sql, args.into_inner()).execute(&mut *connection).await?;
     }
     Ok(())
+}
+
+/// A statement for `count` rows or more. What is not bound is NULL.
+fn statement(head: &str, row: &str, tail: &str, count: usize) -> String {
+    let size = SIZES.into_iter().find(|size| *size >= count).unwrap_or(LARGEST);
+    let rows = vec![row; size].join(",");
+    format!("{head} SELECT * FROM (VALUES {rows}) WHERE column1 IS NOT NULL {tail}")
 }
 
 /// A JSON array for `json_each(?)`: how a list reaches a static statement.
@@ -70,4 +67,46 @@ pub(super) fn json_list<T: serde::Serialize>(items: impl IntoIterator<Item = T>)
 /// Hex ids for `unhex(value)`.
 pub(super) fn hex_list<'a>(ids: impl IntoIterator<Item = &'a crate::domain::Id>) -> String {
     json_list(ids.into_iter().map(|id| hex::encode(id.as_bytes())))
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{Connection, Row};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn every_batch_size_is_written_whole_and_nothing_else() {
+        let mut connection = SqliteConnection::connect("sqlite::memory:").await.unwrap();
+        sqlx::query("CREATE TABLE t (a INTEGER PRIMARY KEY, b TEXT, c INTEGER)")
+            .execute(&mut connection)
+            .await
+            .unwrap();
+        for count in (0..=40).chain([63, 64, 65, 193, 255, 256, 257, 600]) {
+            let rows: Vec<i64> = (1..=count).collect();
+            // Longer ones first: what they had bound must not show in shorter ones.
+            for rows in [&rows[..], &rows[..rows.len() / 2]] {
+                write_rows(
+                    &mut connection,
+                    "INSERT INTO t (a, b, c)",
+                    "(?,?,7)",
+                    "ON CONFLICT (a) DO UPDATE SET c = t.c + excluded.c",
+                    rows,
+                    |args, row| {
+                        args.push(*row).push((row % 2 == 0).then(|| row.to_string()));
+                    },
+                )
+                .await
+                .unwrap();
+            }
+            let row = sqlx::query("SELECT count(*) AS rows, total(c) AS sum, count(b) AS even FROM t")
+                .fetch_one(&mut connection)
+                .await
+                .unwrap();
+            assert_eq!(row.get::<i64, _>("rows"), count);
+            assert_eq!(row.get::<f64, _>("sum"), (7 * (count + count / 2)) as f64);
+            assert_eq!(row.get::<i64, _>("even"), count / 2);
+            sqlx::query("DELETE FROM t").execute(&mut connection).await.unwrap();
+        }
+    }
 }
