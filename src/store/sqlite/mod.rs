@@ -1,10 +1,11 @@
 //! The embedded store: one SQLite file, WAL, synchronous=FULL.
 //!
-//! One writer connection (whoever commits holds it), a few reader connections. A second
-//! process is kept out by a lock file in the data directory (see `app`).
+//! One writer connection (whoever commits holds it), one that checkpoints, a few that read. A
+//! second process is kept out by a lock file in the data directory (see `app`).
 
 mod audit;
 mod backlog;
+mod checkpoint;
 mod history;
 mod inbox;
 mod jobs;
@@ -22,7 +23,9 @@ use sqlx::sqlite::{
 };
 use sqlx::{ConnectOptions, Connection, Row, SqliteConnection};
 use tokio::runtime::Handle;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::plan::{Found, Needs, Plan, plan};
 use super::{
@@ -32,6 +35,7 @@ use super::{
 use crate::domain::factory::EventFactory;
 use crate::domain::job::{Job, RunnerKind};
 use crate::domain::{Broker, Channel, Event, Id, Timestamp};
+use checkpoint::Checkpointer;
 use history::EventReader;
 
 /// How the store reads.
@@ -57,6 +61,9 @@ pub struct SqliteStore {
     events: EventReader,
     factory: Arc<EventFactory>,
     read_timeout: Duration,
+    /// Wakes the checkpointer.
+    committed: Arc<Notify>,
+    checkpointer: parking_lot::Mutex<Option<(DropGuard, JoinHandle<()>)>>,
 }
 
 #[derive(Debug)]
@@ -90,7 +97,8 @@ impl SqliteStore {
             .statement_cache_capacity(512)
             .pragma("cache_size", "-65536")
             .pragma("temp_store", "memory")
-            .pragma("wal_autocheckpoint", "4000")
+            // Only should the checkpointer fail.
+            .pragma("wal_autocheckpoint", "32000")
             .pragma("journal_size_limit", "67108864")
             .disable_statement_logging();
         let mut connection = SqliteConnection::connect_with(&options).await?;
@@ -105,9 +113,26 @@ impl SqliteStore {
         let readers = SqlitePoolOptions::new()
             .max_connections(reading.readers)
             .acquire_timeout(Duration::from_secs(5))
-            .connect_lazy_with(options.create_if_missing(false).pragma("query_only", "1"));
+            // Every commit empties a reader's cache: the pages are in the system's.
+            .connect_lazy_with(
+                options.clone().create_if_missing(false).pragma("query_only", "1").pragma("cache_size", "-4096"),
+            );
+        let writer = Arc::new(Mutex::new(Some(Writer { connection, last_position })));
+        let committed = Arc::new(Notify::new());
+        let checkpointer = Checkpointer {
+            connection: SqliteConnection::connect_with(&options).await?,
+            writer: writer.clone(),
+            committed: committed.clone(),
+            worth: checkpoint::WORTH,
+            long: checkpoint::LONG,
+        };
+        let stop = CancellationToken::new();
+        // Owner: this store, which stops and joins it in `close`.
+        let task = crate::task::spawn("checkpoints", checkpointer.run(stop.clone()));
         Ok(Self {
-            writer: Arc::new(Mutex::new(Some(Writer { connection, last_position }))),
+            writer,
+            committed,
+            checkpointer: parking_lot::Mutex::new(Some((stop.drop_guard(), task))),
             readers,
             events: EventReader { catalogue: factory.catalogue().clone() },
             factory,
@@ -217,16 +242,18 @@ impl Store for SqliteStore {
     async fn commit(&self, units: Arc<Vec<Unit>>) -> Result<Vec<Outcome>, StoreError> {
         let mut guard = self.writer.clone().lock_owned().await;
         let factory = self.factory.clone();
-        // A COMMIT waits for the connection's thread some fifty times. On a busy runtime each
+        // A COMMIT waits for the connection's thread some twenty times. On a busy runtime each
         // of these wake-ups queues behind the requests, on a thread of its own behind nothing.
         let runtime = Handle::current();
-        let committed = tokio::task::spawn_blocking(move || {
+        let committing = tokio::task::spawn_blocking(move || {
             runtime.block_on(async {
                 let writer = guard.as_mut().ok_or_else(closed)?;
                 writer.commit(&units, &factory).await
             })
         });
-        match committed.await {
+        let committed = committing.await;
+        self.committed.notify_one();
+        match committed {
             Ok(outcomes) => outcomes,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
@@ -409,6 +436,13 @@ impl Store for SqliteStore {
     }
 
     async fn close(&self) {
+        let checkpointer = self.checkpointer.lock().take();
+        if let Some((stop, task)) = checkpointer {
+            drop(stop);
+            if let Err(error) = task.await {
+                tracing::error!(%error, "the store's checkpointer did not end well");
+            }
+        }
         self.readers.close().await;
         if let Some(mut writer) = self.writer.lock().await.take() {
             // Leaves a small WAL behind for a quick next start.
