@@ -144,7 +144,8 @@ pub trait Subscriber: Send + Sync + 'static {
 /// delivered again to the next subscriber.
 #[async_trait]
 pub trait Inbound: Send + 'static {
-    /// Waits for at least one message and returns up to `max`, in order per key.
+    /// Waits for at least one message and returns up to `max`, in order per key. A future
+    /// that is dropped while it waits has handed out nothing.
     async fn receive(&mut self, max: usize) -> Result<Vec<Delivery>, SubscriptionLost>;
 
     /// Acknowledges these deliveries. Called after their effects are committed.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::sweeper::Sweeper;
@@ -22,6 +23,8 @@ use crate::telemetry::metrics::{ConsumerMetrics, FailureClass};
 /// Messages handled and committed together.
 const BATCH: usize = 256;
 const PREFETCH: usize = 1_024;
+/// Brokers are asked how far behind a consumer is no more often.
+const LAG_EVERY: Duration = Duration::from_secs(5);
 
 /// What consumers share.
 #[derive(Clone)]
@@ -104,17 +107,19 @@ impl Processor {
             }
             units.push(self.unit(work, result, &mut failed_keys));
         }
-        let outcomes = self.commit(units).await?;
-        for (work, outcome) in work.iter().zip(outcomes) {
-            match outcome {
-                Outcome::Committed { .. } => {
+        let results = self.parts.committer.background_all(units).await;
+        for (work, result) in work.iter().zip(results) {
+            match result {
+                Ok(Outcome::Committed { .. }) => {
                     let lag = Timestamp::now().ms_since(work.message.occurred_at());
                     self.metrics.consume_seconds.observe(lag as f64 / 1000.0);
                 }
-                Outcome::Duplicate => self.metrics.inbox_hits.inc(),
-                Outcome::Parked => self.retry_soon.notify_one(),
+                Ok(Outcome::Duplicate) => self.metrics.inbox_hits.inc(),
+                Ok(Outcome::Parked) => self.retry_soon.notify_one(),
+                Ok(Outcome::Invalid(why)) | Err(CommitError::Refused(why)) => self.bury(work, why).await?,
                 // A state machine that says no to a consumer is news to nobody: it came late.
-                other => tracing::debug!(consumer = self.declaration.name, ?other, "dropped"),
+                Ok(other) => tracing::debug!(consumer = self.declaration.name, ?other, "dropped"),
+                Err(error) => return Err(Paused(error.to_string())),
             }
         }
         Ok(())
@@ -133,23 +138,26 @@ impl Processor {
             failed_keys.insert(key.clone());
         }
         let effects = effects.unwrap_or_default();
-        let delivery = DeliveryClaim {
-            consumer: self.declaration.name.into(),
-            event_id: work.message.headers.event_id,
-            key,
-            sequence: work.message.headers.sequence,
-            ordered,
-            from_backlog: work.from_backlog,
-            verdict,
-            message: Some(work.stored.clone()),
-            at: now,
-        };
         Unit {
-            delivery: Some(delivery),
+            delivery: Some(self.claim(work, key, verdict, now)),
             jobs: effects.jobs,
             events: effects.events,
             effects: effects.rows,
             ..Unit::default()
+        }
+    }
+
+    fn claim(&self, work: &Work, key: Arc<str>, verdict: Verdict, at: Timestamp) -> DeliveryClaim {
+        DeliveryClaim {
+            consumer: self.declaration.name.into(),
+            event_id: work.message.headers.event_id,
+            key,
+            sequence: work.message.headers.sequence,
+            ordered: self.ordered(&work.message),
+            from_backlog: work.from_backlog,
+            verdict,
+            message: Some(work.stored.clone()),
+            at,
         }
     }
 
@@ -169,30 +177,15 @@ impl Processor {
         Verdict::Failed { error: error.to_string(), attempts, retry_at }
     }
 
-    /// Commits; what the store refuses for its data becomes a dead letter.
-    async fn commit(&self, units: Vec<Unit>) -> Result<Vec<Outcome>, Paused> {
-        let retry = units.clone();
-        let results = self.parts.committer.background_all(units).await;
-        let mut outcomes = Vec::with_capacity(results.len());
-        for (result, unit) in results.into_iter().zip(retry) {
-            outcomes.push(match result {
-                Ok(Outcome::Invalid(why)) | Err(CommitError::Refused(why)) => self.bury(unit, why).await?,
-                Ok(outcome) => outcome,
-                Err(error) => return Err(Paused(error.to_string())),
-            });
-        }
-        Ok(outcomes)
-    }
-
-    /// A unit that can never be written: keep the message, drop the effects.
-    async fn bury(&self, unit: Unit, why: String) -> Result<Outcome, Paused> {
-        let Some(mut delivery) = unit.delivery else { return Err(Paused(why)) };
-        let event_id = Some(delivery.event_id);
-        DeadLettered { consumer: self.declaration.name, key: &delivery.key, event_id, attempts: 1, error: &why }
+    /// Effects that can never be written: keeps the message as a dead letter without them.
+    async fn bury(&self, work: &Work, why: String) -> Result<(), Paused> {
+        let key = self.key(&work.message);
+        let event_id = Some(work.message.headers.event_id);
+        DeadLettered { consumer: self.declaration.name, key: &key, event_id, attempts: 1, error: &why }
             .record(&self.metrics);
-        delivery.verdict = Verdict::Failed { error: why, attempts: 1, retry_at: None };
-        let unit = Unit { delivery: Some(delivery), ..Unit::default() };
-        self.parts.committer.background(unit).await.map_err(|error| Paused(error.to_string()))
+        let verdict = Verdict::Failed { error: why, attempts: 1, retry_at: None };
+        let unit = Unit { delivery: Some(self.claim(work, key, verdict, Timestamp::now())), ..Unit::default() };
+        self.parts.committer.background(unit).await.map(|_| ()).map_err(|error| Paused(error.to_string()))
     }
 
     /// Keeps what cannot be read, with position and reason, so that nothing is lost.
@@ -251,9 +244,17 @@ impl Reader {
     /// Reads until the subscription breaks or `stop`.
     async fn read(&self, mut inbound: Box<dyn Inbound>, stop: &CancellationToken) {
         let name = self.processor.declaration.name;
+        let mut lag = tokio::time::interval(LAG_EVERY);
+        lag.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let batch = tokio::select! {
                 () = stop.cancelled() => return,
+                _ = lag.tick() => {
+                    if let Some(lag) = inbound.lag().await {
+                        self.processor.metrics.lag_messages.set(i64::try_from(lag).unwrap_or(i64::MAX));
+                    }
+                    continue;
+                }
                 batch = inbound.receive(BATCH) => batch,
             };
             let batch = match batch {
@@ -277,9 +278,6 @@ impl Reader {
             if let Err(error) = inbound.ack(&tokens).await {
                 tracing::warn!(consumer = name, %error, "not acknowledged; the inbox absorbs the repeats");
                 return;
-            }
-            if let Some(lag) = inbound.lag().await {
-                self.processor.metrics.lag_messages.set(i64::try_from(lag).unwrap_or(i64::MAX));
             }
         }
     }
