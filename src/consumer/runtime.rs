@@ -153,7 +153,7 @@ impl Processor {
             event_id: work.message.headers.event_id,
             key,
             sequence: work.message.headers.sequence,
-            ordered: self.ordered(&work.message),
+            ordered: self.declaration.orders(&work.message.event_type),
             from_backlog: work.from_backlog,
             verdict,
             message: Some(work.stored.clone()),
@@ -179,7 +179,7 @@ impl Processor {
 
     /// Effects that can never be written: keeps the message as a dead letter without them.
     async fn bury(&self, work: &Work, why: String) -> Result<(), Paused> {
-        let key = self.key(&work.message);
+        let key = self.declaration.key(&work.message.event_type, &work.message.headers);
         let event_id = Some(work.message.headers.event_id);
         DeadLettered { consumer: self.declaration.name, key: &key, event_id, attempts: 1, error: &why }
             .record(&self.metrics);
