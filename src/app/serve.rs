@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::middleware::from_fn;
 use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
@@ -31,7 +30,7 @@ const STORE_CHECK: Duration = Duration::from_secs(2);
 /// Everything that runs, and how to stop it.
 struct Gateway {
     core: Core,
-    http: JoinHandle<std::io::Result<()>>,
+    http: JoinHandle<()>,
     sockets: JoinHandle<()>,
     live: Vec<JoinHandle<()>>,
     runner: JoinHandle<()>,
@@ -106,7 +105,14 @@ impl Gateway {
         let routes = router(state).merge(realtime.routes().layer(from_fn(identify)));
         let address =
             listener.local_addr().map_err(|source| StartError::Listen { address: config.http.listen, source })?;
-        let http = crate::task::spawn("http", listen(listener, routes, realtime.clone(), stop_http.clone()));
+        let tuning = realtime.clone();
+        let listener = listener.tap_io(move |stream| {
+            if let Err(error) = tuning.tune(stream) {
+                tracing::debug!(%error, "the options of an accepted connection");
+            }
+        });
+        let http = crate::http::serve(listener, routes, config.http.idle_timeout, stop_http.clone());
+        let http = crate::task::spawn("http", http);
         let watch =
             crate::task::spawn("store-watch", watch_store(core.store.clone(), store_latch, [brokers, sockets_latch]));
         tracing::info!(
@@ -133,10 +139,8 @@ impl Gateway {
             ended("live", task.await);
         }
         // Connections that clients keep open do not hold up the rest.
-        match tokio::time::timeout(Duration::from_secs(2), self.http).await {
-            Ok(Ok(Err(error))) => tracing::error!(%error, "the listener failed"),
-            Ok(Err(error)) => tracing::error!(%error, "the listener did not end well"),
-            Ok(Ok(Ok(()))) | Err(_) => {}
+        if let Ok(result) = tokio::time::timeout(Duration::from_secs(2), self.http).await {
+            ended("http", result);
         }
         self.core.stop().await;
     }
@@ -170,22 +174,6 @@ fn runner(config: &Config, core: &Core) -> Result<Runner, StartError> {
     let claimant = format!("process:{}:{}", core.instance, core.epoch);
     Runner::new(Arc::new(ServiceControl(core.service.clone())), commands, claimant.into(), options)
         .map_err(|error| wrong(&error))
-}
-
-async fn listen(
-    listener: TcpListener,
-    routes: Router,
-    realtime: Realtime,
-    stop: CancellationToken,
-) -> std::io::Result<()> {
-    let listener = listener.tap_io(move |stream| {
-        if let Err(error) = realtime.tune(stream) {
-            tracing::debug!(%error, "the options of an accepted connection");
-        }
-    });
-    axum::serve(listener, routes.into_make_service_with_connect_info::<std::net::SocketAddr>())
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
 }
 
 /// Keeps the store's latch true. Aborted at shutdown; holds the other latches till then.

@@ -19,6 +19,8 @@ settings! {
         event_limit: ByteSize = "512kB",
         /// A request that takes longer is answered with 503.
         request_timeout: Duration = "30s",
+        /// A connection on which no request has come for so long is closed.
+        idle_timeout: Duration = "75s",
         /// Requests that may be open at once; more are answered with 503.
         max_in_flight: usize = "4096",
         /// Requests a second that one user may go on making; more are answered with 429. 0: no limit.
@@ -39,6 +41,7 @@ impl Check for Http {
         // Brokers refuse messages over 1 MB unless they are told otherwise.
         checks.within("http.event_limit", self.event_limit, ByteSize::kib(1)..=ByteSize::kb(1000));
         checks.within("http.request_timeout", self.request_timeout, Duration::from_secs(1)..=Duration::from_secs(600));
+        checks.within("http.idle_timeout", self.idle_timeout, Duration::from_millis(100)..=Duration::from_secs(3600));
         checks.within("http.max_in_flight", self.max_in_flight, 16..=1_000_000);
         checks.within("http.rate_limit", self.rate_limit, 0..=1_000_000);
         checks.within("http.rate_burst", self.rate_burst, 1..=1_000_000);

@@ -1,11 +1,11 @@
 //! The HTTP floor: a file per resource, problem details for every error, OpenAPI from the
 //! code, and the page.
 //!
-//! [`router`] is everything but Socket.IO, which `app` lays around it. Serve it with
-//! `into_make_service_with_connect_info::<SocketAddr>()`: the development sign-in must
-//! know who calls.
+//! [`router`] is everything but Socket.IO, which `app` lays beside it; [`serve()`] answers
+//! connections with both.
 
 mod agents;
+mod asyncapi;
 mod cloudevents;
 mod cursor;
 mod edge;
@@ -20,6 +20,7 @@ pub mod openapi;
 mod page;
 pub mod problem;
 mod rate;
+mod serve;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -46,6 +47,7 @@ use crate::telemetry::{Metrics, Readiness};
 use edge::Edge;
 pub use edge::identify;
 pub use rate::RateLimits;
+pub use serve::serve;
 
 /// What the routes work with.
 pub struct AppState {
@@ -94,8 +96,10 @@ pub fn router(state: AppState) -> Router {
     let edge = Edge::new(state.metrics.clone(), state.options.request_timeout, state.options.max_in_flight);
     let cors = cors(&state.options.allowed_origins);
     let (api, document) = api().split_for_parts();
+    let asyncapi = asyncapi::document(state.service.factory().catalogue());
     let router = api
-        .route("/api/openapi.json", get(openapi::handler(&document)))
+        .route("/api/openapi.json", get(openapi::handler(document.to_json().unwrap_or_default())))
+        .route("/api/asyncapi.json", get(openapi::handler(asyncapi.to_string())))
         .with_state(Arc::new(state))
         .merge(openapi::browser())
         .fallback_service(page::router());
