@@ -1,7 +1,7 @@
 //! SIGKILL at random moments under load: nothing that was answered is lost, nothing that
 //! was not committed appears, order holds per key, and every effect happens once.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,22 +14,22 @@ use sqlx::Row;
 
 use super::process::{Gateway, count, open, token};
 
-/// Jobs by idempotency key: the id once answered.
-type Jobs = Arc<Mutex<BTreeMap<String, Option<String>>>>;
-
 const CLIENTS: usize = 12;
 
-/// Posts jobs until the gateway is gone: first those whose answer never came, then new ones.
-async fn submit(url: String, token: String, jobs: Jobs, client: usize, round: usize) {
+/// What the clients know.
+#[derive(Default)]
+struct Jobs {
+    /// Ids by idempotency key, once answered.
+    answered: Mutex<HashMap<String, String>>,
+    /// Per client the key whose answer never came.
+    unanswered: Mutex<[Option<String>; CLIENTS]>,
+}
+
+/// Posts jobs until the gateway is gone: first the one whose answer never came, then new ones.
+async fn submit(url: String, token: String, jobs: Arc<Jobs>, client: usize, round: usize) {
     let http = reqwest::Client::builder().timeout(Duration::from_secs(10)).build().unwrap();
     for n in 0.. {
-        let unanswered = {
-            let jobs = jobs.lock();
-            let mine = |key: &&String| key.starts_with(&format!("c{client}-"));
-            jobs.iter().filter(|(_, id)| id.is_none()).map(|(key, _)| key).find(mine).cloned()
-        };
-        let key = unanswered.unwrap_or_else(|| format!("c{client}-r{round}-{n}"));
-        jobs.lock().entry(key.clone()).or_insert(None);
+        let key = jobs.unanswered.lock()[client].get_or_insert_with(|| format!("c{client}-r{round}-{n}")).clone();
         let response = http
             .post(format!("{url}/api/v1/jobs"))
             .bearer_auth(&token)
@@ -42,8 +42,8 @@ async fn submit(url: String, token: String, jobs: Jobs, client: usize, round: us
                 // The body may be cut off by the kill: the answer then counts as not given.
                 let Ok(job) = response.json::<Value>().await else { return };
                 let id = job["id"].as_str().unwrap().to_owned();
-                let before = jobs.lock().insert(key, Some(id.clone())).flatten();
-                assert!(before.is_none_or(|before| before == id), "one key, one job");
+                jobs.unanswered.lock()[client] = None;
+                assert_eq!(jobs.answered.lock().insert(key, id), None, "one key, one answer");
             }
             Ok(response) => panic!("{}: {}", response.status(), response.text().await.unwrap_or_default()),
             Err(_) => return,
@@ -74,7 +74,7 @@ async fn work(url: String, token: String) {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the load generator; every task is joined")]
-async fn load(gateway: &Gateway, jobs: &Jobs, round: usize) -> Vec<tokio::task::JoinHandle<()>> {
+async fn load(gateway: &Gateway, jobs: &Arc<Jobs>, round: usize) -> Vec<tokio::task::JoinHandle<()>> {
     let mut tasks = Vec::new();
     for client in 0..CLIENTS {
         let token = token(&format!("user-{}", client % 5), Role::User);
@@ -88,7 +88,7 @@ async fn load(gateway: &Gateway, jobs: &Jobs, round: usize) -> Vec<tokio::task::
 async fn nothing_is_lost_doubled_or_reordered_by_kills() {
     let rounds: usize = std::env::var("KILL_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(6);
     let dir = tempfile::tempdir().unwrap();
-    let jobs = Jobs::default();
+    let jobs = Arc::new(Jobs::default());
     for round in 0..rounds {
         let gateway = Gateway::start(dir.path()).await;
         let tasks = load(&gateway, &jobs, round).await;
@@ -102,8 +102,7 @@ async fn nothing_is_lost_doubled_or_reordered_by_kills() {
     let last = Gateway::start(dir.path()).await;
     settle(dir.path()).await;
     assert!(last.stop().await, "TERM ends it well");
-    let answered: HashMap<String, String> =
-        jobs.lock().iter().filter_map(|(key, id)| Some((key.clone(), id.clone()?))).collect();
+    let answered = jobs.answered.lock().clone();
     assert!(answered.len() > rounds * CLIENTS, "there was load: {} jobs", answered.len());
     check(dir.path(), &answered).await;
 }

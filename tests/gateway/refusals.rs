@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use event_gateway::client::{Socket, SocketError};
 use event_gateway::domain::{Id, Role};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use reqwest::{Method, RequestBuilder};
@@ -34,11 +35,16 @@ async fn figures(dir: &Path) -> BTreeMap<&'static str, i64> {
     figures
 }
 
-/// A gateway with a job of ada that worker w runs, and everything that follows from it written.
+/// Jobs of ada that wait: more than a socket may join.
+const WAITING: usize = 120;
+
+/// A gateway with a job of ada that worker w runs, some that wait, and everything that follows
+/// from them written.
 struct Scene {
     dir: tempfile::TempDir,
     gateway: Gateway,
     job: String,
+    waiting: Vec<String>,
     before: BTreeMap<&'static str, i64>,
 }
 
@@ -55,9 +61,14 @@ impl Scene {
         let started = json!({ "attempt": 1, "status": "RUNNING" });
         let path = format!("/api/v1/jobs/{job}/status");
         assert_eq!(gateway.call(Method::POST, &path, &worker, Some(&started)).await.0, 202);
+        let more = json!({ "jobs": vec![json!({ "agent": "external", "dataset_id": "survey/1" }); WAITING] });
+        let (status, more) = gateway.call(Method::POST, "/api/v1/jobs/batch", &ada, Some(&more)).await;
+        assert_eq!(status, 201, "{more}");
+        let ids = more["items"].as_array().unwrap().iter();
+        let waiting = ids.map(|job| job["id"].as_str().unwrap().to_owned()).collect();
         let mut store = open(dir.path(), "gateway.db").await;
         until("its consumers are done", async || {
-            count(&mut store, "SELECT count(*) FROM audit_log").await == 1
+            count(&mut store, "SELECT count(*) FROM audit_log").await == 1 + WAITING as i64
                 && count(&mut store, "SELECT count(*) FROM legs WHERE state = 0").await == 0
         })
         .await;
@@ -68,7 +79,7 @@ impl Scene {
             std::mem::replace(&mut before, now.clone()) == now
         })
         .await;
-        Self { dir, gateway, job, before }
+        Self { dir, gateway, job, waiting, before }
     }
 
     fn request(&self, method: Method, path: &str, token: &str) -> RequestBuilder {
@@ -233,5 +244,41 @@ async fn binary_junk_on_the_socket_writes_nothing() {
         let said = answer(&scene, request.as_bytes(), false).await;
         assert!(said.starts_with("HTTP/1.1 4") && said.contains("x-request-id: "), "{target}: {said}");
     }
+    scene.stays_as_before().await;
+}
+
+#[tokio::test]
+async fn ten_thousand_joins_are_a_hundred_rooms_and_write_nothing() {
+    let scene = Scene::new().await;
+    let limit = Duration::from_secs(20);
+    let url = url::Url::parse(&scene.gateway.url).unwrap();
+    let connect = async |token: String| Socket::connect(&url, "/messaging", &json!({ "token": token }), limit).await;
+    for token in ["no token".to_owned(), forged(&json!({ "sub": "ada", "exp": 4_000_000_000_u64 }), "not the secret")] {
+        assert!(matches!(connect(token).await, Err(SocketError::Refused(_))));
+    }
+
+    let (ada, eve) = (token("ada", Role::User), token("eve", Role::User));
+    let mut socket = connect(ada).await.unwrap();
+    let mut refused = 0;
+    for n in 0..10_000 {
+        let asked = json!({ "jobId": scene.waiting[n % WAITING], "lastOffset": 1 });
+        let answer = socket.call("join_job_channel", &asked, limit).await.unwrap();
+        if answer["joined"] != true {
+            assert_eq!(answer["error"]["code"], "too_many_rooms", "{answer}");
+            refused += 1;
+        }
+    }
+    // In rooms that it has joined it may stay.
+    assert_eq!(refused, (0..10_000).filter(|n| n % WAITING >= 100).count());
+
+    let mut stranger = connect(eve).await.unwrap();
+    for (job, code) in
+        [(json!(scene.job), "not_found"), (json!("../x"), "invalid_payload"), (json!(7), "invalid_payload")]
+    {
+        let answer = stranger.call("join_job_channel", &json!({ "jobId": job }), limit).await.unwrap();
+        assert_eq!(answer["error"]["code"], code, "{answer}");
+    }
+    socket.close().await;
+    stranger.close().await;
     scene.stays_as_before().await;
 }
