@@ -10,12 +10,14 @@ use axum::http::{HeaderMap, HeaderName, header};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use url::form_urlencoded;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::AppState;
 use super::edge::X_REQUEST_ID;
-use super::json;
+use super::json::{self, JsonError};
 use super::problem::{Kind, Problem, no_token};
+use super::shape;
 use crate::auth;
 use crate::domain::factory::Cause;
 use crate::domain::{Id, Principal, Role, Timestamp};
@@ -220,14 +222,18 @@ pub struct JsonBody<T> {
     pub raw: Bytes,
 }
 
-impl<T: DeserializeOwned> FromRequest<Arc<AppState>> for JsonBody<T> {
+impl<T: DeserializeOwned + ToSchema> FromRequest<Arc<AppState>> for JsonBody<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &Arc<AppState>) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
         require_json(&parts.headers)?;
         let raw = read(&parts.headers, body, state.options.body_limit).await?;
-        Ok(Self { value: json::parse_object(&raw)?, raw })
+        match json::parse_object(&raw) {
+            Ok(value) => Ok(Self { value, raw }),
+            Err(JsonError::Field(first)) => Err(Problem::invalid(shape::all::<T>(first, &raw))),
+            Err(syntax) => Err(syntax.into()),
+        }
     }
 }
 

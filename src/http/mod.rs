@@ -22,6 +22,7 @@ pub mod problem;
 mod rate;
 mod serve;
 mod session;
+mod shape;
 #[cfg(test)]
 mod tests;
 mod worker;

@@ -72,6 +72,18 @@ async fn fields_of_the_wrong_shape() {
 }
 
 #[tokio::test]
+async fn every_field_of_the_wrong_shape_is_named_at_once() {
+    let gateway = Gateway::start().await;
+    let body = json!({ "nmae": "x", "priority": 3, "resource_request": { "num_nodes": "two", "nodes": 2 } });
+    let mut fields = gateway.post("/api/v1/jobs", body).send().await.wrong_fields();
+    fields.sort();
+    let named: Vec<&str> = fields.iter().map(|(field, _)| &**field).collect();
+    let all = ["agent", "dataset_id", "nmae", "priority", "resource_request.nodes", "resource_request.num_nodes"];
+    assert_eq!(named, all, "{fields:?}");
+    assert_eq!(gateway.written().await, (0, 0));
+}
+
+#[tokio::test]
 async fn unknown_agents_say_which_there_are() {
     let gateway = Gateway::start().await;
     let reply = gateway.post("/api/v1/jobs", json!({ "agent": "Oracle", "dataset_id": "d" })).send().await;
@@ -468,7 +480,11 @@ async fn reports_that_are_wrong() {
             json!({ "attempt": 1, "status": "COMPLETED", "result": { "metrics": { "memory_used_gb": 1e200 } } }),
             "result.metrics.memory_used_gb",
         ),
-        ("metrics", json!({ "attempt": 1, "samples": [{ "metrics": {} }] }), "samples.0.sample_timestamp"),
+        (
+            "metrics",
+            json!({ "attempt": 1, "samples": [{ "metrics": {}, "sample_interval_seconds": 1 }] }),
+            "samples.0.sample_timestamp",
+        ),
         ("heartbeat", json!({}), "attempt"),
         ("heartbeat", json!({ "attempt": -1 }), "attempt"),
     ] {
