@@ -6,7 +6,8 @@ use event_gateway::domain::job::{JobCommand, JobError, JobRefusal, JobStatus, Pr
 use event_gateway::domain::payload::CancelledBy;
 use event_gateway::domain::{Broker, Channel, Event, Id, Timestamp};
 use event_gateway::store::{
-    BrokerEnd, Effect, Fold, JobFilter, LegMark, LegState, Outcome, Page, Replay, ReplayLimit, Unit, Verdict,
+    BrokerEnd, Deliveries, Effect, Fold, JobFilter, LegMark, LegState, Outcome, Page, Replay, ReplayLimit, Unit,
+    Verdict,
 };
 
 use super::fixture::{Opened, claim, command, commit, committed, delivery, failed, job, submit};
@@ -233,21 +234,38 @@ pub async fn marks_settle_legs_and_never_unsettle_them(opened: &Opened) {
 }
 
 pub async fn lost_log_tails_reopen_their_legs(opened: &Opened) {
-    let mut events = Vec::new();
-    for offset in 0..4 {
-        let event = committed(opened, submit(&job("ada"))).await.remove(0);
-        let end = BrokerEnd { broker: Broker::Rabbitmq, log: "job.events".into(), partition: 0, end: offset + 1 };
-        let marks = vec![mark(&event, Broker::Rabbitmq, LegState::Done, Some(offset))];
-        commit(opened, vec![Unit { marks, ends: vec![end], ..Unit::default() }]).await;
-        events.push(event);
+    // JetStream's log is the stream, not the subject that the route names.
+    for (broker, log) in [(Broker::Rabbitmq, "job.events"), (Broker::Nats, "COMMANDS_JOB")] {
+        let end = |end| BrokerEnd { broker, log: log.into(), partition: 0, end };
+        let mut events = Vec::new();
+        for offset in 0..4 {
+            let submitted = committed(opened, submit(&job("ada"))).await;
+            let owes = |event: &Arc<Event>| event.event_type.brokers().contains(&broker);
+            let event = submitted.into_iter().find(owes).unwrap();
+            let marks = vec![mark(&event, broker, LegState::Done, Some(offset))];
+            commit(opened, vec![Unit { marks, ends: vec![end(offset + 1)], ..Unit::default() }]).await;
+            events.push(event);
+        }
+        let known = async || {
+            let ends = opened.store.broker_ends().await.unwrap();
+            ends.into_iter().find(|known| known.broker == broker).unwrap().end
+        };
+        assert_eq!(known().await, 4);
+        assert_eq!(opened.store.reopen_legs(&[end(2)]).await.unwrap(), 2);
+        assert_eq!(known().await, 2);
+        let mut newest = opened.store.deliveries(Page { before: None, limit: 100 }).await.unwrap();
+        newest.retain(|found| events.iter().any(|event| event.event_id == found.event.event_id));
+        let state = |found: &Deliveries| found.legs.iter().find(|leg| leg.broker == broker).unwrap().state;
+        let states: Vec<(Id, LegState)> =
+            newest.iter().rev().map(|found| (found.event.event_id, state(found))).collect();
+        let expected = [LegState::Done, LegState::Done, LegState::Pending, LegState::Pending];
+        assert_eq!(states, events.iter().map(|event| event.event_id).zip(expected).collect::<Vec<_>>());
+        let open = opened.store.open_legs(broker, None, events[0].position - 1, 100).await.unwrap();
+        assert_eq!(
+            open.iter().map(|(event, _)| event.event_id).collect::<Vec<_>>(),
+            [2, 3].map(|n| events[n].event_id)
+        );
     }
-    assert_eq!(opened.store.broker_ends().await.unwrap()[0].end, 4);
-    let lost = BrokerEnd { broker: Broker::Rabbitmq, log: "job.events".into(), partition: 0, end: 2 };
-    assert_eq!(opened.store.reopen_legs(&[lost]).await.unwrap(), 2);
-    let open = opened.store.open_legs(Broker::Rabbitmq, None, 0, 100).await.unwrap();
-    let ids: Vec<Id> = open.iter().map(|(event, _)| event.event_id).collect();
-    assert_eq!(ids, [events[2].event_id, events[3].event_id]);
-    assert_eq!(opened.store.broker_ends().await.unwrap()[0].end, 2);
 }
 
 pub async fn channels_replay_exactly_or_say_snapshot(opened: &Opened) {

@@ -343,6 +343,14 @@ impl Store for SqliteStore {
         .await
     }
 
+    async fn deliveries(&self, page: Page<i64>) -> Result<Vec<Deliveries>, StoreError> {
+        self.read(async |c| {
+            let events = self.events.list(c, &EventFilter::default(), page).await?;
+            self.events.deliveries(c, events).await
+        })
+        .await
+    }
+
     async fn samples(&self, job: Id, limit: u32) -> Result<Vec<SamplePoint>, StoreError> {
         let samples = self.samples_of(&[job], limit).await?;
         Ok(samples.into_iter().map(|(_, point)| point).collect())
@@ -394,12 +402,12 @@ impl Store for SqliteStore {
 
     async fn reopen_legs(&self, lost: &[BrokerEnd]) -> Result<u64, StoreError> {
         let log_of = |event: &Event, broker: Broker| {
-            event
-                .event_type
-                .routes(&event.aggregate_id, &event.payload.json)
-                .into_iter()
-                .find(|route| route.broker == broker)
-                .map(|route| route.target)
+            let routes = event.event_type.routes(&event.aggregate_id, &event.payload.json);
+            let target = routes.into_iter().find(|route| route.broker == broker)?.target;
+            match broker {
+                Broker::Rabbitmq | Broker::Kafka => Some(target),
+                Broker::Nats => self.events.catalogue.stream_of(&target).map(|stream| stream.name.clone()),
+            }
         };
         self.write(async |c| outbox::reopen(c, lost, log_of, &self.events).await).await
     }
