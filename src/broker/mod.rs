@@ -2,11 +2,12 @@
 //! receive. Each broker is one folder beside this file; its types never leave it.
 //!
 //! Two traits, both small enough to implement in a day; `tests/contract` tells when
-//! an adapter is done.
+//! an adapter is done. A third, [`BrokerLog`], reads what is there, for `reconcile`.
 
 pub mod cloudevents;
 pub mod dead_letters;
 pub mod embedded;
+mod log;
 pub mod nats;
 pub mod rabbitmq;
 mod topic_pattern;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use self::log::{BrokerLog, Extent, Keeps, LogError, LogReader, LogRecord, QueueDepth};
 use crate::domain::catalogue::Route;
 pub use crate::domain::event::Encoding;
 use crate::domain::event::Headers;

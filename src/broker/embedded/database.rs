@@ -24,6 +24,23 @@ const READERS: u32 = 3;
 /// How long another process (a backup, an operator's shell) may hold the file.
 const BUSY: Duration = Duration::from_secs(2);
 
+const PAGE: u32 = 8192;
+
+fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .page_size(PAGE)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Normal)
+        .busy_timeout(BUSY)
+        // Checkpoints are the only syncs: every 16 MiB rather than every 4.
+        .pragma("wal_autocheckpoint", "2048")
+        .pragma("journal_size_limit", "67108864")
+        .thread_name(|id| format!("brokers-db-{id}"))
+        .disable_statement_logging()
+}
+
 fn record_id(partition: i64, offset: i64) -> i64 {
     (partition << OFFSET_BITS) + offset
 }
@@ -63,31 +80,28 @@ pub(super) struct Database {
 impl Database {
     /// Opens the file, creating or migrating it.
     pub async fn open(path: &Path, max_file: Option<u64>) -> Result<(Self, Writer), sqlx::Error> {
-        const PAGE: u32 = 8192;
-        let mut options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(true)
-            .page_size(PAGE)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Normal)
-            .busy_timeout(BUSY)
-            // Checkpoints are the only syncs: every 16 MiB rather than every 4.
-            .pragma("wal_autocheckpoint", "2048")
-            .pragma("journal_size_limit", "67108864")
-            .thread_name(|id| format!("brokers-db-{id}"))
-            .disable_statement_logging();
+        let mut options = options(path);
         if let Some(bytes) = max_file {
             options = options.pragma("max_page_count", (bytes / u64::from(PAGE)).max(16).to_string());
         }
         let mut connection = options.connect().await?;
         // Not `run`: its future is not provably Send.
         sqlx::migrate!("migrations/embedded").run_direct(None, &mut connection, false).await?;
+        let writer = Writer { options: options.clone(), connection: Some(connection) };
+        Ok((Self::reading(options), writer))
+    }
+
+    /// A file that exists, to be read only; another process may be writing it.
+    pub fn open_read_only(path: &Path) -> Self {
+        Self::reading(options(path))
+    }
+
+    fn reading(options: SqliteConnectOptions) -> Self {
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
             .acquire_timeout(Duration::from_secs(5))
             .connect_lazy_with(options.clone().read_only(true).create_if_missing(false));
-        let writer = Writer { options: options.clone(), connection: Some(connection) };
-        Ok((Self { options, readers }, writer))
+        Self { options, readers }
     }
 
     pub fn path(&self) -> &Path {
@@ -130,6 +144,14 @@ impl Database {
     /// `[oldest, next)` of a partition's offsets.
     pub async fn extent(&self, partition: i64) -> Result<(i64, i64), sqlx::Error> {
         extent(&mut *self.readers.acquire().await?, partition).await
+    }
+
+    /// Row id, log and number of this broker's partitions.
+    pub async fn partitions(&self, broker: Broker) -> Result<Vec<(i64, String, i32)>, sqlx::Error> {
+        sqlx::query_as("SELECT id, log, partition FROM partitions WHERE broker = ? ORDER BY log, partition")
+            .bind(broker as i64)
+            .fetch_all(&self.readers)
+            .await
     }
 
     /// Where this consumer stands, by partition.

@@ -2,7 +2,7 @@
 //! log engine on a SQLite file of its own, behind three thin faces.
 //!
 //! `topology` says what there is, `publisher` and `subscriber` are the faces, `engine`
-//! what they share. `log` holds the newest messages, `group` where each consumer stands,
+//! what they share. `records` reads the file beside them. `log` holds the newest messages, `group` where each consumer stands,
 //! `writer` is the only task that writes, `database` has every SQL statement, `retention`
 //! deletes. A confirm means written, not synced: after a power loss the newest records
 //! may be gone, which `Embedded::ends` lets the store's owner find out.
@@ -14,6 +14,7 @@ mod log;
 mod partitioner;
 mod pattern;
 mod publisher;
+mod records;
 mod retention;
 mod subscriber;
 mod topology;
@@ -28,6 +29,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
 pub use self::log::Message;
+pub use self::records::EmbeddedLog;
 pub use self::topology::{EmbeddedTopology, Exchange, Limits, Retention, Stream, Topic};
 
 use self::database::Database;

@@ -1,7 +1,7 @@
 //! NATS JetStream: commands on their way to whoever does the work.
 //!
 //! `connection` holds on to the cluster, `topology` says what there must be, `publisher`
-//! and `subscriber` are the port, `headers` the envelope on the wire. [`Nats`] owns the
+//! and `subscriber` are the port, `headers` the envelope on the wire, `records` what streams hold. [`Nats`] owns the
 //! task that declares the topology again after every reconnect, since a cluster may come
 //! back empty.
 
@@ -9,6 +9,7 @@ mod connection;
 mod headers;
 mod hold;
 mod publisher;
+mod records;
 mod subscriber;
 mod topology;
 
@@ -21,6 +22,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::records::NatsLog;
 pub use self::topology::{Mismatch, NatsTopology};
 
 use self::connection::{Connection, Link};
@@ -39,6 +41,9 @@ const DECLARE_FIRST: Duration = Duration::from_millis(250);
 pub enum NatsError {
     #[error("{field}: {reason}; {fix}")]
     Setup { field: &'static str, reason: String, fix: &'static str },
+    /// No server answers. Safe to try again.
+    #[error("nats.urls: {0}; start the servers or correct the addresses")]
+    Away(String),
     /// The catalogue and the consumers contradict each other; every contradiction is listed.
     #[error("NATS topology: {}", .0.join("; "))]
     Topology(Vec<String>),

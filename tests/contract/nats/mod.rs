@@ -3,6 +3,7 @@
 
 mod faults;
 mod publishing;
+mod records;
 mod secured;
 mod server;
 mod topology;
