@@ -4,12 +4,14 @@ mod brokers;
 mod core;
 mod housekeeping;
 mod lock;
+mod logs;
 mod retention;
 mod serve;
 mod store;
 
 pub use core::{Core, StartError};
 pub use lock::{DataDirLock, LockError};
+pub use logs::open as open_logs;
 pub use retention::{Deleted, Retention};
 pub use serve::serve;
 pub use store::open as open_store;

@@ -7,6 +7,7 @@ mod jobs;
 mod ledger;
 mod output;
 mod prune;
+mod reconcile;
 mod serve;
 mod session;
 mod token;
@@ -83,6 +84,8 @@ enum Command {
     Ledger(ledger::Ledger),
     /// Delete what is older than retention.keep.
     Prune(prune::Prune),
+    /// Is everything in the brokers that the ledger says, once, in order?
+    Reconcile(reconcile::Reconcile),
     /// Tokens for people and programs.
     #[command(subcommand)]
     Token(token::Token),
@@ -115,6 +118,7 @@ pub fn main() -> ExitCode {
         Command::Jobs(command) => block_on(jobs::run(command, &global)),
         Command::Ledger(command) => block_on(ledger::run(&command, &global)),
         Command::Prune(command) => block_on(prune::run(command, &global)),
+        Command::Reconcile(command) => block_on(reconcile::run(command, &global)),
         Command::Trace(command) => block_on(trace::run(&command, &global)),
     };
     match outcome {

@@ -1,3 +1,4 @@
 //! What operators ask: where an event is, what waits, what is broken.
 
 pub mod ledger;
+pub mod reconcile;

@@ -45,6 +45,11 @@ impl Gateway {
 
     /// TERM, and how it ended.
     pub fn stop(mut self) -> ExitStatus {
+        self.halt()
+    }
+
+    /// As [`Gateway::stop`], but its data stays.
+    pub fn halt(&mut self) -> ExitStatus {
         kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).unwrap();
         let deadline = Instant::now() + LIMIT;
         loop {

@@ -4,5 +4,6 @@ mod configuration;
 mod gateway;
 mod jobs;
 mod program;
+mod reconcile;
 mod tokens;
 mod trace;

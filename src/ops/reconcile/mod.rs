@@ -1,0 +1,368 @@
+//! Compares the ledger with what the brokers really hold.
+//!
+//! Per broker: the legs as the store has them, then every message as the broker has it,
+//! both into a [`scratch`] file, then what does not match. The ledger is read first: what
+//! is confirmed by then must be found afterwards, unless the log may have dropped it since
+//! (which is why extents are looked at again at the end). So nothing has to stand still,
+//! and memory stays bounded however many events there are.
+//!
+//! The judgement is the relay's promise: the first message of each event comes in the
+//! order of its aggregate, and repeats may follow. What consumers have done is not judged:
+//! the inbox keeps that to one effect an event.
+
+mod report;
+mod scratch;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+
+pub use report::{BrokerReport, Finding, Findings, LegCounts, Queue, Report};
+use scratch::{OwedLeg, Scratch, Seen};
+
+use crate::broker::{BrokerLog, Extent, Keeps, LogError, Position};
+use crate::domain::catalogue::{Order, covers};
+use crate::domain::{Broker, Id, Timestamp};
+use crate::store::{Deliveries, EventFilter, LegState, Page, Store, StoreError};
+
+/// Events read at once.
+const EVENTS: u32 = 500;
+/// Open legs looked at when waiting for them.
+const OPEN_LEGS: u32 = 500;
+/// From one look at open legs to the next.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// Clocks differ, and retention runs when it runs: an old message may be gone this early.
+const SLACK: Duration = Duration::from_secs(300);
+
+/// How to compare.
+#[derive(Clone, Copy, Debug)]
+pub struct ReconcileOptions {
+    /// Findings of one kind that are listed; all are counted.
+    pub examples: usize,
+    /// How long to wait for legs that are open at the beginning.
+    pub wait: Duration,
+    /// How long the store keeps events.
+    pub store_keeps: Duration,
+}
+
+/// Why there is no report. Nothing was changed; trying again is safe.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error("the file to compare in: {0}; is the directory for temporary files (SQLITE_TMPDIR, TMPDIR) full?")]
+    Scratch(#[from] sqlx::Error),
+}
+
+/// What is going on, for people who wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    Legs(Broker, u64),
+    Messages(Broker, u64),
+    Comparing(Broker),
+}
+
+/// Compares the ledger with `logs`, one of each broker.
+///
+/// # Errors
+/// Something could not be read to its end. A report is never partial.
+pub async fn reconcile(
+    store: &dyn Store,
+    logs: &[Arc<dyn BrokerLog>],
+    options: ReconcileOptions,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<Report, ReconcileError> {
+    let newest = store.events(&EventFilter::default(), Page { before: None, limit: 1 }).await?;
+    let last_position = newest.first().map_or(0, |event| event.position);
+    settle(store, logs, last_position, options.wait).await?;
+    let at = Timestamp::now();
+    let mut brokers = Vec::with_capacity(logs.len());
+    for log in logs {
+        let comparison = Comparison { store, log: &**log, options, at, last_position, progress };
+        brokers.push(comparison.run().await?);
+    }
+    Ok(Report { at, last_position, brokers })
+}
+
+/// Waits until nothing up to `last` is on its way, but no longer than `limit`.
+async fn settle(
+    store: &dyn Store,
+    logs: &[Arc<dyn BrokerLog>],
+    last: i64,
+    limit: Duration,
+) -> Result<(), ReconcileError> {
+    let deadline = tokio::time::Instant::now() + limit;
+    for log in logs {
+        loop {
+            let open = store.open_legs(log.broker(), None, 0, OPEN_LEGS).await?;
+            let waiting = open.iter().any(|(event, leg)| event.position <= last && leg.state == LegState::Pending);
+            if !waiting || tokio::time::Instant::now() >= deadline {
+                break;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+    Ok(())
+}
+
+/// One broker's comparison.
+struct Comparison<'a> {
+    store: &'a dyn Store,
+    log: &'a dyn BrokerLog,
+    options: ReconcileOptions,
+    at: Timestamp,
+    last_position: i64,
+    progress: &'a (dyn Fn(Progress) + Sync),
+}
+
+impl Comparison<'_> {
+    async fn run(&self) -> Result<BrokerReport, ReconcileError> {
+        let mut report = BrokerReport::new(self.log.broker());
+        let mut scratch = Scratch::new().await?;
+        self.read_legs(&mut scratch, &mut report).await?;
+        if let Some(extents) = self.log.extents().await? {
+            report.compared = true;
+            for extent in &extents {
+                self.read_messages(extent, &mut scratch, &mut report).await?;
+            }
+            (self.progress)(Progress::Comparing(self.log.broker()));
+            let extents = self.log.extents().await?.unwrap_or_default();
+            self.find_missing(&extents, &mut scratch, &mut report).await?;
+            self.find_disorder(&mut scratch, &mut report).await?;
+            self.find_repeats(&mut scratch, &mut report).await?;
+            self.find_unknown(&mut scratch, &mut report).await?;
+        }
+        self.find_waiting(&mut scratch, &mut report).await?;
+        for queue in self.log.queues().await? {
+            report.queues.push(Queue { name: queue.name.to_string(), messages: queue.messages });
+        }
+        Ok(report)
+    }
+
+    async fn read_legs(&self, scratch: &mut Scratch, report: &mut BrokerReport) -> Result<(), ReconcileError> {
+        let (mut before, mut count) = (self.last_position.saturating_add(1), 0);
+        loop {
+            let page = self.store.deliveries(Page { before: Some(before), limit: EVENTS }).await?;
+            let Some(oldest) = page.last() else { return Ok(()) };
+            before = oldest.event.position;
+            let legs: Vec<OwedLeg> = page.iter().filter_map(|found| self.owed(found)).collect();
+            for leg in &legs {
+                *match leg.state {
+                    LegState::Done => &mut report.legs.done,
+                    LegState::Pending => &mut report.legs.pending,
+                    LegState::Dead => &mut report.legs.dead,
+                    LegState::Skipped => &mut report.legs.skipped,
+                } += 1;
+            }
+            scratch.add_legs(&legs).await?;
+            count += legs.len() as u64;
+            (self.progress)(Progress::Legs(self.log.broker(), count));
+        }
+    }
+
+    /// The event's leg of this broker.
+    fn owed(&self, found: &Deliveries) -> Option<OwedLeg> {
+        let event = &found.event;
+        let leg = found.legs.iter().find(|leg| leg.broker == self.log.broker())?;
+        let routes = event.event_type.routes(&event.aggregate_id, &event.payload.json);
+        let route = routes.iter().find(|route| route.broker == leg.broker);
+        Some(OwedLeg {
+            event_id: event.event_id,
+            event_type: event.event_type.name.clone(),
+            aggregate: event.event_type.aggregate.clone(),
+            aggregate_id: event.aggregate_id.clone(),
+            sequence: event.sequence,
+            ordered: event.event_type.order == Order::Aggregate,
+            state: leg.state,
+            log: route.and_then(|route| self.log.log_of(route)),
+            target: route.map_or_else(|| "".into(), |route| route.target.clone()),
+            partition: leg.partition,
+            offset: leg.offset,
+            occurred_at: event.occurred_at,
+        })
+    }
+
+    async fn read_messages(
+        &self,
+        extent: &Extent,
+        scratch: &mut Scratch,
+        report: &mut BrokerReport,
+    ) -> Result<(), ReconcileError> {
+        let mut reader = self.log.read(extent).await?;
+        loop {
+            let page = reader.next().await?;
+            if page.is_empty() {
+                return Ok(());
+            }
+            let mut seen = Vec::with_capacity(page.len());
+            for record in page {
+                report.messages += 1;
+                match record.headers {
+                    Ok(headers) => seen.push((headers.event_id, record.position)),
+                    Err(why) => report.unreadable.add(self.options.examples, || Finding {
+                        event_id: None,
+                        event_type: None,
+                        key: None,
+                        sequence: None,
+                        position: Some(record.position.to_string()),
+                        why,
+                    }),
+                }
+            }
+            scratch.add_seen(&seen).await?;
+            (self.progress)(Progress::Messages(self.log.broker(), report.messages));
+        }
+    }
+
+    /// `extents`: as they are after everything was read.
+    async fn find_missing(
+        &self,
+        extents: &[Extent],
+        scratch: &mut Scratch,
+        report: &mut BrokerReport,
+    ) -> Result<(), ReconcileError> {
+        let extents: HashMap<(&str, i32), &Extent> =
+            extents.iter().map(|extent| ((&*extent.log, extent.partition), extent)).collect();
+        let mut legs = scratch.without_message();
+        while let Some(leg) = legs.try_next().await? {
+            match absence(&leg, &extents, self.at) {
+                Absence::Retired => report.retired += 1,
+                Absence::Consumed => report.consumed += 1,
+                Absence::Missing(why) => {
+                    report.missing.add(self.options.examples, || finding(&leg, confirmed(&leg), why))
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn find_disorder(&self, scratch: &mut Scratch, report: &mut BrokerReport) -> Result<(), ReconcileError> {
+        let mut events = scratch.in_sequence();
+        let mut latest: Option<(OwedLeg, Seen)> = None;
+        while let Some((leg, seen)) = events.try_next().await? {
+            let before = latest.as_ref().filter(|(other, first)| {
+                (&other.aggregate, &other.aggregate_id) == (&leg.aggregate, &leg.aggregate_id)
+                    && (&first.position.log, first.position.partition) == (&seen.position.log, seen.position.partition)
+            });
+            match before {
+                Some((later, first)) if first.position.offset > seen.position.offset => {
+                    let why = format!("comes after sequence {}, which is at {}", later.sequence, first.position);
+                    report
+                        .out_of_order
+                        .add(self.options.examples, || finding(&leg, Some(seen.position.to_string()), why));
+                    // The furthest stays the measure.
+                }
+                _ => latest = Some((leg, seen)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn find_repeats(&self, scratch: &mut Scratch, report: &mut BrokerReport) -> Result<(), ReconcileError> {
+        let mut events = scratch.repeated();
+        while let Some((leg, seen)) = events.try_next().await? {
+            let why = format!("there are {} of it", seen.copies);
+            report.duplicates.add(self.options.examples, || finding(&leg, Some(seen.position.to_string()), why));
+        }
+        Ok(())
+    }
+
+    async fn find_unknown(&self, scratch: &mut Scratch, report: &mut BrokerReport) -> Result<(), ReconcileError> {
+        let mut messages = scratch.without_leg();
+        while let Some(seen) = messages.try_next().await? {
+            if self.store.event(seen.event_id).await?.is_some() {
+                report.newer += 1;
+            } else if self.is_pruned(seen.event_id) {
+                report.pruned += 1;
+            } else {
+                report.unknown.add(self.options.examples, || Finding {
+                    event_id: Some(seen.event_id),
+                    event_type: None,
+                    key: None,
+                    sequence: None,
+                    position: Some(seen.position.to_string()),
+                    why: "the store does not have this event".into(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Is an event that was made when this id was older than the store keeps?
+    fn is_pruned(&self, id: Id) -> bool {
+        let made = id.timestamp_ms().and_then(|ms| i64::try_from(ms).ok());
+        made.is_some_and(|made| is_over(Timestamp(made), self.options.store_keeps, self.at))
+    }
+
+    async fn find_waiting(&self, scratch: &mut Scratch, report: &mut BrokerReport) -> Result<(), ReconcileError> {
+        let mut legs = scratch.pending();
+        while let Some((leg, found)) = legs.try_next().await? {
+            let why = match &found {
+                Some(_) => "is there, but not marked as confirmed: it will be published again",
+                None => "is not published yet",
+            };
+            let position = found.map(|position| position.to_string());
+            report.waiting.add(self.options.examples, || finding(&leg, position, why.into()));
+        }
+        Ok(())
+    }
+}
+
+/// Why a confirmed message is not there.
+#[derive(Debug, PartialEq, Eq)]
+enum Absence {
+    Retired,
+    Consumed,
+    Missing(String),
+}
+
+fn absence(leg: &OwedLeg, extents: &HashMap<(&str, i32), &Extent>, now: Timestamp) -> Absence {
+    let Some(log) = &leg.log else { return Absence::Missing(format!("no log takes {}", leg.target)) };
+    let Some(extent) = extents.get(&(&**log, leg.partition.unwrap_or_default())) else {
+        return Absence::Missing(format!("{log} does not exist"));
+    };
+    // Without a position only the time tells.
+    let offset = leg.offset.unwrap_or(extent.start - 1);
+    if offset >= extent.end {
+        return Absence::Missing(format!("{log} ends at {}", extent.end));
+    }
+    let left = offset < extent.start;
+    match &extent.keeps {
+        Keeps::UntilConsumed(handed_out) => {
+            let given = handed_out.iter().any(|(filter, end)| offset < *end && covers(filter, &leg.target));
+            if given { Absence::Consumed } else { Absence::Missing("no consumer was given it".into()) }
+        }
+        Keeps::Bounded if left => Absence::Retired,
+        Keeps::For(age) if left && is_over(leg.occurred_at, *age, now) => Absence::Retired,
+        Keeps::For(_) if left => Absence::Missing(format!("{log} begins at {} already", extent.start)),
+        Keeps::Bounded | Keeps::For(_) => Absence::Missing(format!("{log} has others before and after it")),
+    }
+}
+
+/// Has something of this time been kept for `age`?
+fn is_over(time: Timestamp, age: Duration, now: Timestamp) -> bool {
+    let age = i64::try_from(age.saturating_sub(SLACK).as_millis()).unwrap_or(i64::MAX);
+    time.0.saturating_add(age) <= now.0
+}
+
+fn confirmed(leg: &OwedLeg) -> Option<String> {
+    let (log, partition) = (leg.log.clone()?, leg.partition.unwrap_or_default());
+    Some(Position { log, partition, offset: leg.offset }.to_string())
+}
+
+fn finding(leg: &OwedLeg, position: Option<String>, why: String) -> Finding {
+    Finding {
+        event_id: Some(leg.event_id),
+        event_type: Some(leg.event_type.to_string()),
+        key: Some(format!("{}/{}", leg.aggregate, leg.aggregate_id)),
+        sequence: Some(leg.sequence),
+        position,
+        why,
+    }
+}

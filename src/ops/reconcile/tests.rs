@@ -1,0 +1,65 @@
+use std::time::Duration;
+
+use super::*;
+
+const HOUR: Duration = Duration::from_secs(3600);
+const NOW: Timestamp = Timestamp(1_000_000_000_000);
+
+fn leg(offset: i64, age: Duration) -> OwedLeg {
+    OwedLeg {
+        event_id: Id::new(),
+        event_type: "job.submitted".into(),
+        aggregate: "job".into(),
+        aggregate_id: "a".into(),
+        sequence: 1,
+        ordered: true,
+        state: LegState::Done,
+        log: Some("log".into()),
+        target: "commands.job.submit.process".into(),
+        partition: Some(0),
+        offset: Some(offset),
+        occurred_at: NOW.plus_ms(-i64::try_from(age.as_millis()).unwrap()),
+    }
+}
+
+fn judged(leg: &OwedLeg, keeps: Keeps) -> Absence {
+    let extent = Extent { log: "log".into(), partition: 0, start: 10, end: 20, keeps };
+    absence(leg, &HashMap::from([(("log", 0), &extent)]), NOW)
+}
+
+fn is_missing(leg: &OwedLeg, keeps: Keeps) -> bool {
+    matches!(judged(leg, keeps), Absence::Missing(_))
+}
+
+#[test]
+fn only_what_is_old_enough_may_have_left_a_log() {
+    assert_eq!(judged(&leg(9, 2 * HOUR), Keeps::For(HOUR)), Absence::Retired);
+    assert!(is_missing(&leg(9, HOUR / 2), Keeps::For(HOUR)), "young, before the beginning");
+    assert!(is_missing(&leg(10, 2 * HOUR), Keeps::For(HOUR)), "old, but between others");
+    assert_eq!(judged(&leg(9, Duration::ZERO), Keeps::Bounded), Absence::Retired);
+    assert!(is_missing(&leg(12, 2 * HOUR), Keeps::Bounded));
+    assert!(is_missing(&leg(9, 1000 * HOUR), Keeps::For(Duration::MAX)));
+}
+
+#[test]
+fn what_lies_beyond_the_end_was_lost() {
+    assert!(is_missing(&leg(20, 2 * HOUR), Keeps::For(HOUR)));
+    assert!(is_missing(&leg(20, 2 * HOUR), Keeps::Bounded));
+    assert!(is_missing(&leg(20, HOUR), Keeps::UntilConsumed(vec![(">".into(), 100)])));
+}
+
+#[test]
+fn work_is_consumed_only_by_a_consumer_of_its_subject_that_was_given_it() {
+    let given = |filter: &str, end| Keeps::UntilConsumed(vec![("other.>".into(), 20), (filter.into(), end)]);
+    assert_eq!(judged(&leg(5, HOUR), given("commands.job.submit.*", 6)), Absence::Consumed);
+    assert!(is_missing(&leg(6, HOUR), given("commands.job.submit.*", 6)), "not given yet");
+    assert!(is_missing(&leg(5, HOUR), given("commands.job.submit.tapis", 20)), "another kind's");
+    assert!(is_missing(&leg(5, HOUR), Keeps::UntilConsumed(Vec::new())), "nobody's");
+}
+
+#[test]
+fn a_log_that_is_not_there_holds_nothing() {
+    assert!(matches!(absence(&leg(1, HOUR), &HashMap::new(), NOW), Absence::Missing(why) if why.contains("exist")));
+    let nowhere = OwedLeg { log: None, ..leg(1, HOUR) };
+    assert!(matches!(absence(&nowhere, &HashMap::new(), NOW), Absence::Missing(why) if why.contains("takes")));
+}

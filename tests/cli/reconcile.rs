@@ -1,0 +1,205 @@
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sqlx::{Connection, SqliteConnection};
+
+use crate::gateway::Gateway;
+use crate::program::{Ended, Program};
+
+const DATASET: &str = "alpha-cal/point-source-10ant.csv";
+/// The records of the job in its partition of job-lifecycle, in order.
+const RECORDS: &str = "SELECT records.id, headers FROM records JOIN partitions ON partitions.id = partition_id \
+                       WHERE broker = 2 AND log = 'job-lifecycle' AND headers ->> 'aggregate_id' = ? \
+                       ORDER BY records.id";
+
+/// A stopped gateway that has run a job and taken another.
+struct Site {
+    gateway: Gateway,
+    job: String,
+}
+
+impl Site {
+    fn new() -> Self {
+        let mut gateway = Gateway::start(&[]);
+        let quick = r#"{"bootstrap_samples":100}"#;
+        let run = ["jobs", "submit", "--agent", "AlphaCal", "--dataset", DATASET, "--params", quick, "--watch"];
+        let run = gateway.run(&run);
+        assert_eq!(run.code, 0, "{}{}", run.stdout, run.stderr);
+        let open = gateway.run(&["jobs", "submit", "--agent", "external", "--dataset", "d"]);
+        assert_eq!(open.code, 0, "{}", open.stderr);
+        // Beside the running gateway, until its consumers have no more to say.
+        let mut last = Value::Null;
+        loop {
+            let ended = gateway.run(&["reconcile", "--output", "json"]);
+            assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
+            let position = ended.json()["report"]["last_position"].clone();
+            if position == last {
+                break;
+            }
+            last = position;
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        assert!(gateway.halt().success());
+        Self { gateway, job: run.stdout.lines().next().unwrap().to_owned() }
+    }
+
+    /// A copy of its data, changed.
+    fn changed(&self, change: impl AsyncFnOnce(&mut SqliteConnection, &mut SqliteConnection, &str)) -> Copy {
+        let program = Program::new();
+        let (from, to) = (self.gateway.program.dir().join("data"), program.dir().join("data"));
+        std::fs::create_dir(&to).unwrap();
+        for file in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+            if file.file_type().unwrap().is_file() {
+                std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+            }
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (mut store, mut brokers) = (open(&to.join("gateway.db")).await, open(&to.join("brokers.db")).await);
+            change(&mut store, &mut brokers, &self.job).await;
+            store.close().await.unwrap();
+            brokers.close().await.unwrap();
+        });
+        Copy(program)
+    }
+}
+
+async fn open(path: &Path) -> SqliteConnection {
+    SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap()
+}
+
+async fn records(brokers: &mut SqliteConnection, job: &str) -> Vec<(i64, Value)> {
+    let rows: Vec<(i64, String)> = sqlx::query_as(RECORDS).bind(job.to_owned()).fetch_all(brokers).await.unwrap();
+    assert!(rows.len() >= 3, "{rows:?}");
+    rows.into_iter().map(|(id, headers)| (id, serde_json::from_str(&headers).unwrap())).collect()
+}
+
+async fn set_headers(brokers: &mut SqliteConnection, id: i64, headers: &Value) {
+    let update = sqlx::query("UPDATE records SET headers = ? WHERE id = ?").bind(headers.to_string()).bind(id);
+    assert_eq!(update.execute(brokers).await.unwrap().rows_affected(), 1);
+}
+
+/// Appends a copy of a record to its partition, with these headers.
+async fn append(brokers: &mut SqliteConnection, id: i64, headers: &Value) {
+    let sql = "INSERT INTO records (id, key, headers, encoding, body, time) \
+               SELECT (SELECT max(id) + 1 FROM records AS others WHERE others.partition_id = records.partition_id), \
+               key, ?, encoding, body, time FROM records WHERE id = ?";
+    let insert = sqlx::query(sql).bind(headers.to_string()).bind(id);
+    assert_eq!(insert.execute(brokers).await.unwrap().rows_affected(), 1);
+}
+
+struct Copy(Program);
+
+impl Copy {
+    fn reconcile(&self, more: &[&str]) -> Ended {
+        self.0.run(&[&["reconcile", "--output", "json"], more].concat())
+    }
+
+    /// Expects one finding of this kind about Kafka, nothing else at all, and returns it.
+    fn finds(&self, kind: &str) -> Value {
+        let ended = self.reconcile(&[]);
+        assert_eq!(ended.code, 1, "{}{}", ended.stdout, ended.stderr);
+        let found = ended.json();
+        assert_eq!(found["clean"], json!(false));
+        for broker in found["report"]["brokers"].as_array().unwrap() {
+            for other in ["missing", "out_of_order", "unknown", "unreadable", "waiting", "duplicates"] {
+                let wanted = u64::from(other == kind && broker["broker"] == "kafka");
+                assert_eq!(broker[other]["count"], json!(wanted), "{other}: {broker:#}");
+            }
+        }
+        kafka(&found)[kind]["examples"][0].clone()
+    }
+}
+
+fn kafka(found: &Value) -> &Value {
+    found["report"]["brokers"].as_array().unwrap().iter().find(|broker| broker["broker"] == "kafka").unwrap()
+}
+
+#[test]
+fn what_the_ledger_says_and_what_the_brokers_hold_are_compared_message_by_message() {
+    let site = Site::new();
+
+    let same = site.changed(async |_, _, _| {});
+    let ended = same.reconcile(&["--strict"]);
+    assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
+    for broker in ended.json()["report"]["brokers"].as_array().unwrap() {
+        assert!(broker["compared"] == json!(true) && broker["legs"]["done"].as_u64().unwrap() > 0, "{broker:#}");
+        assert_eq!(broker["legs"]["done"], broker["messages"], "{broker:#}");
+    }
+    let text = same.0.run(&["reconcile"]).stdout;
+    assert!(text.starts_with("BROKER") && text.ends_with("\nclean\n"), "{text}");
+
+    let mut event = Value::Null;
+    let holed = site.changed(async |_, brokers, job| {
+        let (id, headers) = records(brokers, job).await.swap_remove(1);
+        event = headers;
+        sqlx::query("DELETE FROM records WHERE id = ?").bind(id).execute(brokers).await.unwrap();
+    });
+    let missing = holed.finds("missing");
+    assert_eq!((&missing["event_id"], &missing["sequence"]), (&event["event_id"], &event["sequence"]), "{missing}");
+    assert_eq!(missing["key"], json!(format!("job/{}", site.job)));
+    let text = holed.0.run(&["reconcile"]).stdout;
+    assert!(text.contains(event["event_id"].as_str().unwrap()) && text.ends_with("NOT CLEAN\n"), "{text}");
+
+    let truncated = site.changed(async |_, brokers, job| {
+        let last = records(brokers, job).await.pop().unwrap().0;
+        sqlx::query("DELETE FROM records WHERE id = ?").bind(last).execute(brokers).await.unwrap();
+    });
+    assert!(truncated.finds("missing")["why"].as_str().unwrap().contains("ends at"));
+
+    let swapped = site.changed(async |_, brokers, job| {
+        let all = records(brokers, job).await;
+        set_headers(brokers, all[0].0, &all[1].1).await;
+        set_headers(brokers, all[1].0, &all[0].1).await;
+        event = all[1].1.clone();
+    });
+    assert_eq!(swapped.finds("out_of_order")["event_id"], event["event_id"]);
+
+    let foreign = site.changed(async |_, brokers, job| {
+        let (id, mut headers) = records(brokers, job).await.swap_remove(0);
+        headers["event_id"] = json!(event_gateway::domain::Id::new());
+        event = headers;
+        append(brokers, id, &event).await;
+    });
+    assert_eq!(foreign.finds("unknown")["event_id"], event["event_id"]);
+
+    let reopened = site.changed(async |store, brokers, job| {
+        event = records(brokers, job).await.swap_remove(0).1;
+        let sql = "UPDATE legs SET state = 0, partition = NULL, \"offset\" = NULL WHERE broker = 2 AND position = \
+                   (SELECT position FROM events WHERE aggregate_id = ? AND aggregate = 'job' AND sequence = ?)";
+        let update = sqlx::query(sql).bind(job.to_owned()).bind(event["sequence"].as_i64());
+        assert_eq!(update.execute(store).await.unwrap().rows_affected(), 1);
+    });
+    let waiting = reopened.finds("waiting");
+    assert_eq!(waiting["event_id"], event["event_id"]);
+    assert!(waiting["why"].as_str().unwrap().contains("is there"), "{waiting}");
+}
+
+#[test]
+fn a_repeat_is_harmless_unless_it_is_asked_for() {
+    let site = Site::new();
+    let repeated = site.changed(async |_, brokers, job| {
+        let (id, headers) = records(brokers, job).await.swap_remove(0);
+        append(brokers, id, &headers).await;
+    });
+    let ended = repeated.reconcile(&[]);
+    assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
+    assert_eq!(kafka(&ended.json())["duplicates"]["count"], json!(1));
+    assert_eq!(repeated.reconcile(&["--strict"]).code, 1);
+
+    let garbled = site.changed(async |_, brokers, job| {
+        let id = records(brokers, job).await[1].0;
+        set_headers(brokers, id, &json!({ "event_id": 7 })).await;
+    });
+    let found = garbled.reconcile(&[]).json();
+    let counts = ["unreadable", "missing", "unknown"].map(|kind| kafka(&found)[kind]["count"].as_u64().unwrap());
+    assert_eq!(counts, [1, 1, 0]);
+}
+
+#[test]
+fn without_a_store_there_is_nothing_to_compare() {
+    let ended = Program::new().run(&["reconcile"]);
+    assert_eq!(ended.code, 1);
+    assert!(ended.stderr.contains("there is no store at"), "{}", ended.stderr);
+}
