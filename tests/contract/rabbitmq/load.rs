@@ -41,6 +41,8 @@ pub struct Load {
     /// The last sequence of each key that the broker confirmed.
     confirmed: Arc<Mutex<BTreeMap<Arc<str>, i64>>>,
     seen: AllSeen,
+    /// Why something was not confirmed at last.
+    refused: Arc<Mutex<String>>,
     stop_publishing: CancellationToken,
     stop_reading: CancellationToken,
     publishing: JoinHandle<()>,
@@ -50,13 +52,15 @@ pub struct Load {
 impl Load {
     /// Starts on a fixture with a durable consumer [`READER`].
     pub fn start(fixture: &Arc<Fresh>) -> Self {
-        let (confirmed, seen) = (Arc::default(), AllSeen::default());
+        let (confirmed, seen, refused) = (Arc::default(), AllSeen::default(), Arc::default());
         let (stop_publishing, stop_reading) = (CancellationToken::new(), CancellationToken::new());
-        let publishing = publish(fixture.clone(), Arc::clone(&confirmed), stop_publishing.clone());
+        let publishing =
+            publish(fixture.clone(), Arc::clone(&confirmed), Arc::clone(&refused), stop_publishing.clone());
         let reading = read(fixture.clone(), Arc::clone(&seen), stop_reading.clone());
         Self {
             confirmed,
             seen,
+            refused,
             stop_publishing,
             stop_reading,
             publishing: task::spawn("load-publisher", publishing),
@@ -82,7 +86,8 @@ impl Load {
             }
         };
         let done = tokio::time::timeout(limit, going_on).await;
-        assert!(done.is_ok(), "from {:?} only to {:?} within {limit:?}", (confirmed, seen), self.counts());
+        let (now, refused) = (self.counts(), self.refused.lock().clone());
+        assert!(done.is_ok(), "from {:?} only to {now:?} within {limit:?}; {refused}", (confirmed, seen));
     }
 
     /// Stops publishing, waits for what was confirmed, and checks: every message of every
@@ -111,7 +116,12 @@ impl Load {
 }
 
 /// As a lane does: the next event of a key goes when the one before is confirmed.
-async fn publish(fixture: Arc<Fresh>, confirmed: Arc<Mutex<BTreeMap<Arc<str>, i64>>>, stop: CancellationToken) {
+async fn publish(
+    fixture: Arc<Fresh>,
+    confirmed: Arc<Mutex<BTreeMap<Arc<str>, i64>>>,
+    refused: Arc<Mutex<String>>,
+    stop: CancellationToken,
+) {
     let publisher: Arc<dyn Publisher> = fixture.publisher();
     let keys: Vec<Arc<str>> = (0..KEYS).map(|n| format!("key-{n}").into()).collect();
     let next = |key: &Arc<str>| confirmed.lock().get(key).copied().unwrap_or(0) + 1;
@@ -124,10 +134,13 @@ async fn publish(fixture: Arc<Fresh>, confirmed: Arc<Mutex<BTreeMap<Arc<str>, i6
         let results = publisher.publish(&window).await;
         let all = results.iter().all(Result::is_ok);
         for (outgoing, result) in window.iter().zip(results) {
-            if result.is_ok() {
-                let key = &outgoing.event.aggregate_id;
-                confirmed.lock().insert(key.clone(), outgoing.event.sequence);
-                waiting.remove(key);
+            match result {
+                Ok(_) => {
+                    let key = &outgoing.event.aggregate_id;
+                    confirmed.lock().insert(key.clone(), outgoing.event.sequence);
+                    waiting.remove(key);
+                }
+                Err(error) => *refused.lock() = error.to_string(),
             }
         }
         if !all {
