@@ -147,7 +147,10 @@ impl RabbitPublisher {
         };
         match tokio::time::timeout_at(deadline, publishing).await {
             Ok(Ok((channel, settled))) => {
-                self.give_back(&session, channel);
+                // RabbitMQ 3.10 goes on refusing on a channel that met a queue without a leader.
+                if !settled.contains(&Settled::Refused) {
+                    self.give_back(&session, channel);
+                }
                 Ok(settled)
             }
             Ok(Err(error)) => {
