@@ -1,9 +1,13 @@
 //! Which store the configuration names.
 
+use std::str::FromStr;
 use std::sync::Arc;
+
+use sqlx::postgres::PgConnectOptions;
 
 use crate::config::{Config, StoreUrl};
 use crate::domain::factory::EventFactory;
+use crate::store::postgres::{PostgresOptions, PostgresStore};
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
 use crate::store::{Store, StoreError};
 
@@ -12,13 +16,24 @@ use crate::store::{Store, StoreError};
 /// # Errors
 /// It cannot be reached or read, or comes from a newer version.
 pub async fn open(config: &Config, factory: Arc<EventFactory>) -> Result<Arc<dyn Store>, StoreError> {
-    match &config.store.url {
+    let size = |connections| u32::try_from(connections).unwrap_or(u32::MAX);
+    let settings = &config.store;
+    match &settings.url {
         StoreUrl::Sqlite(path) => {
-            let reading = SqliteOptions {
-                readers: u32::try_from(config.store.readers).unwrap_or(u32::MAX),
-                read_timeout: config.store.read_timeout,
-            };
+            let reading = SqliteOptions { readers: size(settings.readers), read_timeout: settings.read_timeout };
             Ok(Arc::new(SqliteStore::open_with(path, factory, reading).await?))
+        }
+        StoreUrl::Postgres(url) => {
+            let mut server = PgConnectOptions::from_str(url.as_str())?;
+            if let Some(password) = &settings.password {
+                server = server.password(password.expose());
+            }
+            let options = PostgresOptions {
+                readers: size(settings.readers),
+                writers: size(settings.writers),
+                read_timeout: settings.read_timeout,
+            };
+            Ok(Arc::new(PostgresStore::open(server, factory, options).await?))
         }
     }
 }

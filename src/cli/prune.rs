@@ -44,7 +44,8 @@ pub async fn run(command: Prune, global: &Global) -> Outcome {
         StoreUrl::Sqlite(path) if !path.exists() => {
             return Err(Failure::failed(format!("there is no store at {}; see store.url", path.display())));
         }
-        StoreUrl::Sqlite(_) => DataDirLock::take(&config.data.dir).map_err(|error| failed(&error))?,
+        StoreUrl::Sqlite(_) => Some(DataDirLock::take(&config.data.dir).map_err(|error| failed(&error))?),
+        StoreUrl::Postgres(_) => None,
     };
     let retention = Retention::new(&config, &catalogue).only(&command.kind);
     let factory = Arc::new(EventFactory::new(catalogue, HashSet::new(), 0));

@@ -206,8 +206,14 @@ pub(super) fn shown(value: &Value) -> String {
     match &value.kind {
         ValueKind::Array(items) => items.iter().map(shown).collect::<Vec<_>>().join(","),
         ValueKind::Table(_) => "a table".to_owned(),
-        _ => value.to_string(),
+        _ => without_password(value.to_string()),
     }
+}
+
+/// A URL may carry a password, which is nobody's to see.
+fn without_password(text: String) -> String {
+    let Ok(mut url) = url::Url::parse(&text) else { return text };
+    if url.password().is_some() && url.set_password(Some("***")).is_ok() { url.into() } else { text }
 }
 
 /// A type that settings can have.

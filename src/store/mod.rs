@@ -4,7 +4,9 @@
 //! [`plan`], which decides what a batch of units does to what was found under lock.
 
 pub mod plan;
+pub mod postgres;
 pub mod prune;
+mod sql;
 pub mod sqlite;
 pub mod unit;
 
@@ -25,6 +27,9 @@ pub enum StoreError {
     /// Nothing was written; the same call may succeed later (busy, disk full, away).
     #[error("store unavailable: {0}")]
     Unavailable(String),
+    /// Rolled back for the sake of another transaction; the same call may succeed at once.
+    #[error("store busy: {0}")]
+    Conflict(String),
     /// The connection broke around COMMIT: it may or may not have happened.
     #[error("outcome of the commit is unknown: {0}")]
     OutcomeUnknown(String),

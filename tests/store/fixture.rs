@@ -14,10 +14,10 @@ use event_gateway::store::{
     Verdict,
 };
 
-/// A store under test; its files live as long as it.
+/// A store under test, and what it lives in: a directory, a schema.
 pub struct Opened {
     pub store: Arc<dyn Store>,
-    pub _dir: tempfile::TempDir,
+    pub _keep: Box<dyn std::any::Any + Send + Sync>,
 }
 
 pub fn factory() -> Arc<EventFactory> {

@@ -1,6 +1,7 @@
 //! The contract of the store port: one suite, run on every adapter.
 
 mod fixture;
+mod postgres;
 mod retention;
 mod suite;
 
@@ -11,52 +12,63 @@ use event_gateway::store::sqlite::SqliteStore;
 use fixture::{Opened, factory};
 
 /// A fresh SQLite store in a directory of its own.
-async fn sqlite() -> Opened {
+async fn sqlite() -> Option<Opened> {
     let dir = tempfile::tempdir().expect("a directory");
     let store = SqliteStore::open(&dir.path().join("gateway.db"), factory()).await.expect("a store");
-    Opened { store: Arc::new(store), _dir: dir }
+    Some(Opened { store: Arc::new(store), _keep: Box::new(dir) })
 }
 
+/// Runs every promise on the stores that `$open` makes.
 macro_rules! contract {
+    ($open:path) => {
+        promises!(
+            $open, suite:
+            a_repeat_of_a_key_is_answered_from_the_first,
+            two_units_of_one_key_in_a_batch_are_one,
+            a_refused_unit_leaves_nothing_and_others_go_through,
+            numbers_have_no_gaps_over_batches,
+            a_message_has_its_effect_once,
+            later_events_of_a_failed_key_park_and_come_back_in_order,
+            a_dead_head_keeps_its_key_blocked,
+            consumers_without_order_park_nothing,
+            claims_take_the_best_job_and_only_once,
+            a_stale_report_is_refused_and_a_repeat_writes_nothing,
+            marks_settle_legs_and_never_unsettle_them,
+            lost_log_tails_reopen_their_legs,
+            channels_replay_exactly_or_say_snapshot,
+            folds_add_up_within_and_over_batches,
+            lists_page_without_holes,
+            due_retries_and_lapsed_leases_are_found,
+        );
+        promises!(
+            $open, retention:
+            ended_jobs_go_with_all_that_is_theirs,
+            open_legs_backlog_rows_and_open_jobs_keep_what_they_need,
+            a_cursor_older_than_what_is_kept_gets_a_snapshot,
+            the_inbox_outlives_its_events,
+            a_dry_run_counts_and_deletes_nothing,
+            steps_are_bounded_and_numbers_go_on,
+            answers_and_minutes_go_by_age,
+            epochs_count_up_per_instance,
+        );
+    };
+}
+
+macro_rules! promises {
     ($open:path, $suite:ident: $($name:ident),+ $(,)?) => {
         $(#[tokio::test]
         async fn $name() {
-            $suite::$name(&$open().await).await;
+            if let Some(opened) = $open().await {
+                crate::$suite::$name(&opened).await;
+            }
         })+
     };
 }
 
 mod on_sqlite {
-    use super::{retention, sqlite, suite};
+    contract!(crate::sqlite);
+}
 
-    contract!(
-        sqlite, suite:
-        a_repeat_of_a_key_is_answered_from_the_first,
-        two_units_of_one_key_in_a_batch_are_one,
-        a_refused_unit_leaves_nothing_and_others_go_through,
-        numbers_have_no_gaps_over_batches,
-        a_message_has_its_effect_once,
-        later_events_of_a_failed_key_park_and_come_back_in_order,
-        a_dead_head_keeps_its_key_blocked,
-        consumers_without_order_park_nothing,
-        claims_take_the_best_job_and_only_once,
-        a_stale_report_is_refused_and_a_repeat_writes_nothing,
-        marks_settle_legs_and_never_unsettle_them,
-        lost_log_tails_reopen_their_legs,
-        channels_replay_exactly_or_say_snapshot,
-        folds_add_up_within_and_over_batches,
-        lists_page_without_holes,
-        due_retries_and_lapsed_leases_are_found,
-    );
-    contract!(
-        sqlite, retention:
-        ended_jobs_go_with_all_that_is_theirs,
-        open_legs_backlog_rows_and_open_jobs_keep_what_they_need,
-        a_cursor_older_than_what_is_kept_gets_a_snapshot,
-        the_inbox_outlives_its_events,
-        a_dry_run_counts_and_deletes_nothing,
-        steps_are_bounded_and_numbers_go_on,
-        answers_and_minutes_go_by_age,
-        epochs_count_up_per_instance,
-    );
+mod on_postgres {
+    contract!(crate::postgres::open);
 }

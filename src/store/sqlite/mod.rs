@@ -471,21 +471,3 @@ fn read_id(row: &SqliteRow, column: &str) -> Result<Id, StoreError> {
 fn id_from(bytes: &[u8]) -> Result<Id, StoreError> {
     uuid::Uuid::from_slice(bytes).map(Id).map_err(|_| StoreError::Corrupt("an id is not 16 bytes".into()))
 }
-
-impl From<sqlx::Error> for StoreError {
-    fn from(error: sqlx::Error) -> Self {
-        match &error {
-            sqlx::Error::Database(database) => match database.kind() {
-                sqlx::error::ErrorKind::UniqueViolation
-                | sqlx::error::ErrorKind::ForeignKeyViolation
-                | sqlx::error::ErrorKind::NotNullViolation
-                | sqlx::error::ErrorKind::CheckViolation => StoreError::Data(error.to_string()),
-                _ => StoreError::Unavailable(error.to_string()),
-            },
-            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) | sqlx::Error::ColumnNotFound(_) => {
-                StoreError::Corrupt(error.to_string())
-            }
-            _ => StoreError::Unavailable(error.to_string()),
-        }
-    }
-}

@@ -1,0 +1,198 @@
+//! One transaction for many units: lock, load, plan, write, COMMIT, and what to make of it
+//! when something of that fails.
+
+use std::time::Duration;
+
+use rand::Rng;
+use sqlx::postgres::PgDatabaseError;
+use sqlx::{Connection, PgConnection, PgPool, Row};
+use tokio::time::{Instant, timeout};
+
+use super::{audit, backlog, inbox, jobs, outbox};
+use crate::domain::Timestamp;
+use crate::domain::factory::EventFactory;
+use crate::store::plan::{Found, Needs, Plan, plan};
+use crate::store::{Outcome, StoreError, Unit};
+
+/// Deadlocks and serialization failures are tried again this often.
+const TRIES: u32 = 8;
+/// All statements of a transaction; the server's own limits are shorter.
+const STATEMENTS: Duration = Duration::from_secs(20);
+const COMMIT: Duration = Duration::from_secs(10);
+/// How long the outcome of a COMMIT is asked for.
+const RESOLVE: Duration = Duration::from_secs(5);
+const RESOLVE_EVERY: Duration = Duration::from_millis(50);
+
+/// Why an attempt came to nothing.
+enum Failed {
+    /// The server has said so, and rolled back.
+    Refused(StoreError),
+    /// There was no answer to a statement: rolled back when the server notices.
+    Silent,
+    /// COMMIT was sent, its answer did not come.
+    Unanswered(Unanswered),
+}
+
+struct Unanswered {
+    xid: String,
+    outcomes: Vec<Outcome>,
+    why: String,
+}
+
+impl<E: Into<StoreError>> From<E> for Failed {
+    fn from(error: E) -> Self {
+        Self::Refused(error.into())
+    }
+}
+
+/// Commits the units. Conflicts are tried again, an unknown outcome is asked for.
+pub(super) async fn commit(
+    writers: &PgPool,
+    factory: &EventFactory,
+    units: &[Unit],
+) -> Result<Vec<Outcome>, StoreError> {
+    let mut tries = 0;
+    loop {
+        match attempt(writers, factory, units).await {
+            Ok(outcomes) => return Ok(outcomes),
+            Err(Failed::Refused(StoreError::Conflict(why))) if tries < TRIES => {
+                tries += 1;
+                tracing::debug!(why, tries, "commit conflicts with another; trying again");
+                let pause = rand::rng().random_range(1..=10 << tries.min(5));
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+            }
+            Err(Failed::Refused(error)) => return Err(error),
+            Err(Failed::Silent) => return Err(StoreError::Unavailable("the database does not answer".into())),
+            Err(Failed::Unanswered(commit)) => return resolve(writers, commit).await,
+        }
+    }
+}
+
+async fn attempt(writers: &PgPool, factory: &EventFactory, units: &[Unit]) -> Result<Vec<Outcome>, Failed> {
+    let mut connection = writers.acquire().await?;
+    let result = transact(&mut connection, factory, units).await;
+    if matches!(result, Err(Failed::Silent | Failed::Unanswered(_))) {
+        // In an unknown state: closed instead of used again.
+        drop(connection.detach());
+    }
+    result
+}
+
+async fn transact(c: &mut PgConnection, factory: &EventFactory, units: &[Unit]) -> Result<Vec<Outcome>, Failed> {
+    // Dropped without COMMIT it rolls back.
+    let mut transaction = timeout(COMMIT, c.begin()).await.map_err(|_| Failed::Silent)??;
+    let written = timeout(STATEMENTS, write(&mut transaction, factory, units)).await.map_err(|_| Failed::Silent)?;
+    let (plan, xid) = written?;
+    if plan.is_empty() {
+        timeout(COMMIT, transaction.rollback()).await.map_err(|_| Failed::Silent)??;
+        return Ok(plan.outcomes);
+    }
+    let why = match timeout(COMMIT, transaction.commit()).await {
+        Ok(Ok(())) => return Ok(plan.outcomes),
+        Ok(Err(error)) if is_answer(&error) => return Err(error.into()),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no answer within {} s", COMMIT.as_secs()),
+    };
+    Err(Failed::Unanswered(Unanswered { xid, outcomes: plan.outcomes, why }))
+}
+
+/// Did the server itself say that it did not commit? Errors of the connection (class 08)
+/// and a server that goes down (57P) say nothing about it.
+fn is_answer(error: &sqlx::Error) -> bool {
+    let database = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
+    database.is_some_and(|error| !error.code().starts_with("08") && !error.code().starts_with("57P"))
+}
+
+/// Everything but COMMIT; also the transaction's id.
+async fn write(c: &mut PgConnection, factory: &EventFactory, units: &[Unit]) -> Result<(Plan, String), StoreError> {
+    let now = Timestamp::now();
+    let needs = Needs::of(units);
+    // Locks, always in this order and each sorted: keys, inbox, backlog, heads, models.
+    let (keys, answers) = inbox::claim_keys(c, units).await?;
+    let (claimed, known) = inbox::claim_inbox(c, units).await?;
+    let mut found = Found {
+        idempotency: answers,
+        inbox: known,
+        blocked: backlog::lock_blocked(c, &needs.backlog_keys).await?,
+        ..Found::default()
+    };
+    lock_jobs(c, units, &needs, &mut found).await?;
+    let models = audit::lock_models(c, &needs.models, now).await?;
+    found.models = models.found;
+    let emits = units.iter().any(|unit| !unit.events.is_empty() || !unit.jobs.is_empty());
+    let (xid, block) = outbox::draw(c, emits).await?;
+    found.last_position = block.unwrap_or_default() * outbox::BLOCK;
+
+    let plan = plan(units, found, factory, now);
+    if plan.events.len() as i64 >= outbox::BLOCK {
+        return Err(StoreError::Data(format!("{} events in one commit; at most {}", plan.events.len(), outbox::BLOCK)));
+    }
+    if !plan.is_empty() {
+        inbox::settle_keys(c, keys, &plan.idempotency).await?;
+        inbox::settle_inbox(c, claimed, &plan.inbox).await?;
+        jobs::insert(c, &plan.new_jobs).await?;
+        jobs::update(c, plan.changed_jobs.values()).await?;
+        outbox::write_heads(c, &plan.heads).await?;
+        outbox::write_events(c, &plan.events).await?;
+        outbox::write_legs(c, &plan.legs).await?;
+        outbox::mark_legs(c, &plan.marks).await?;
+        outbox::write_ends(c, &plan.ends).await?;
+        audit::write_models(c, &plan.models, &models.created, now).await?;
+        audit::write_audit(c, &plan.audit).await?;
+        backlog::put(c, &plan.backlog).await?;
+        backlog::block(c, &plan.blocked).await?;
+        backlog::release(c, &plan.released, now).await?;
+    }
+    Ok((plan, xid))
+}
+
+/// Locks the heads and reads the jobs under that lock. A job's owner never changes, so the
+/// first, unlocked read tells which heads there are.
+async fn lock_jobs(
+    c: &mut PgConnection,
+    units: &[Unit],
+    needs: &Needs<'_>,
+    found: &mut Found,
+) -> Result<(), StoreError> {
+    if !needs.jobs.is_empty() {
+        found.jobs = jobs::load(c, &needs.jobs).await?.into_iter().map(|job| (job.id, job)).collect();
+    }
+    let heads = Needs::heads(units, &found.jobs);
+    if !heads.is_empty() {
+        found.heads = outbox::lock_heads(c, &heads).await?;
+    }
+    if !found.jobs.is_empty() {
+        let known: Vec<_> = found.jobs.keys().copied().collect();
+        found.jobs = jobs::load(c, &known).await?.into_iter().map(|job| (job.id, job)).collect();
+    }
+    Ok(())
+}
+
+/// Asks the server what became of a transaction, on another connection.
+async fn resolve(writers: &PgPool, commit: Unanswered) -> Result<Vec<Outcome>, StoreError> {
+    let Unanswered { xid, outcomes, why } = commit;
+    tracing::warn!(why, xid, "the answer to a COMMIT was lost; asking what became of it");
+    let deadline = Instant::now() + RESOLVE;
+    while Instant::now() < deadline {
+        match timeout(Duration::from_secs(1), status(writers, &xid)).await {
+            Ok(Ok(Some(status))) => match status.as_str() {
+                "committed" => return Ok(outcomes),
+                "aborted" => return Err(StoreError::Unavailable(format!("the commit was rolled back: {why}"))),
+                // In progress: the server has not noticed yet.
+                _ => {}
+            },
+            // Too long ago to be known.
+            Ok(Ok(None)) => break,
+            Ok(Err(_)) | Err(_) => {}
+        }
+        tokio::time::sleep(RESOLVE_EVERY).await;
+    }
+    Err(StoreError::OutcomeUnknown(why))
+}
+
+async fn status(writers: &PgPool, xid: &str) -> Result<Option<String>, sqlx::Error> {
+    let mut connection = writers.acquire().await?;
+    let row =
+        sqlx::query("SELECT pg_xact_status($1::text::xid8) AS status").bind(xid).fetch_one(&mut *connection).await?;
+    row.try_get("status")
+}

@@ -1,0 +1,413 @@
+//! The production store: PostgreSQL 14 or newer, shared by any number of instances.
+//!
+//! READ COMMITTED with row locks: heads are the jobs' locks, claims are inserted first
+//! (see [`commit`]). Every statement is static and takes lists as arrays.
+
+mod audit;
+mod backlog;
+mod commit;
+mod history;
+mod inbox;
+mod jobs;
+mod outbox;
+mod prune;
+mod rows;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{ConnectOptions, Connection, Executor, PgConnection, Row};
+use tokio::time::{Instant, timeout};
+
+use super::{
+    BacklogRow, BrokerEnd, ChannelState, Deliveries, EventFilter, JobFilter, JobSummary, LegRow, Outcome, Page,
+    PruneStep, Pruned, ReplayLimit, SamplePoint, Store, StoreError, StoreFigures, Unit,
+};
+use crate::domain::factory::EventFactory;
+use crate::domain::job::{Job, RunnerKind};
+use crate::domain::{Broker, Channel, Event, Id, Timestamp};
+use history::EventReader;
+use outbox::OpenLegs;
+
+/// How the store uses its connections.
+#[derive(Clone, Copy, Debug)]
+pub struct PostgresOptions {
+    /// Connections that only read.
+    pub readers: u32,
+    /// Connections that write. Commits come one at a time; maintenance takes another.
+    pub writers: u32,
+    /// A read that takes longer is given up.
+    pub read_timeout: Duration,
+}
+
+impl Default for PostgresOptions {
+    fn default() -> Self {
+        Self { readers: 4, writers: 4, read_timeout: Duration::from_secs(1) }
+    }
+}
+
+/// The store on PostgreSQL.
+#[derive(Debug)]
+pub struct PostgresStore {
+    readers: PgPool,
+    writers: PgPool,
+    events: EventReader,
+    factory: Arc<EventFactory>,
+    read_timeout: Duration,
+}
+
+const CONNECT: Duration = Duration::from_secs(5);
+/// The client's own limit of a read comes after the server's.
+const GRACE: Duration = Duration::from_secs(1);
+/// Maintenance statements.
+const MAINTENANCE: Duration = Duration::from_secs(30);
+
+/// Every session. Each statement goes by key: plans that were made while the tables were
+/// empty must not read them whole when they are full.
+const SESSION: [(&str, &str); 6] = [
+    ("enable_seqscan", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+    ("jit", "off"),
+    ("synchronous_commit", "on"),
+    ("timezone", "UTC"),
+];
+
+impl PostgresStore {
+    /// Connects and brings the schema up to date; instances that start together take turns.
+    ///
+    /// # Errors
+    /// The server cannot be reached, refuses the user, or its schema comes from a newer
+    /// version.
+    pub async fn open(
+        server: PgConnectOptions,
+        factory: Arc<EventFactory>,
+        options: PostgresOptions,
+    ) -> Result<Self, StoreError> {
+        let server = server
+            .application_name("event-gateway")
+            .statement_cache_capacity(512)
+            .options(SESSION)
+            .disable_statement_logging();
+        migrate(&server).await?;
+        let read_ms = options.read_timeout.as_millis().to_string();
+        let reading = server.clone().options([
+            ("default_transaction_read_only", "on"),
+            ("statement_timeout", &*read_ms),
+            // Optional filters in one statement: only real values give a good plan.
+            ("plan_cache_mode", "force_custom_plan"),
+        ]);
+        let writing = server.options([
+            ("statement_timeout", "10s"),
+            ("lock_timeout", "5s"),
+            // A frozen instance must not hold locks: the others wait for them.
+            ("idle_in_transaction_session_timeout", "5s"),
+        ]);
+        let pool = |size| PgPoolOptions::new().max_connections(size).acquire_timeout(CONNECT);
+        Ok(Self {
+            readers: pool(options.readers).connect_lazy_with(reading),
+            writers: pool(options.writers).connect_lazy_with(writing),
+            events: EventReader { catalogue: factory.catalogue().clone() },
+            factory,
+            read_timeout: options.read_timeout,
+        })
+    }
+
+    /// Runs a read on a pooled connection within the read timeout.
+    async fn read<T, F>(&self, body: F) -> Result<T, StoreError>
+    where
+        F: AsyncFnOnce(&mut PgConnection) -> Result<T, StoreError>,
+    {
+        let mut connection = self.readers.acquire().await?;
+        match timeout(self.read_timeout + GRACE, body(&mut connection)).await {
+            Ok(result) => result,
+            Err(_) => {
+                drop(connection.detach());
+                Err(StoreError::Unavailable("the database does not answer".into()))
+            }
+        }
+    }
+
+    /// Runs a small write of its own (maintenance) in a transaction.
+    async fn write<T, F>(&self, body: F) -> Result<T, StoreError>
+    where
+        F: AsyncFnOnce(&mut PgConnection) -> Result<T, StoreError>,
+    {
+        let mut connection = self.writers.acquire().await?;
+        let work = async {
+            let mut transaction = connection.begin().await?;
+            let result = body(&mut transaction).await?;
+            transaction.commit().await?;
+            Ok(result)
+        };
+        match timeout(MAINTENANCE, work).await {
+            Ok(result) => result,
+            Err(_) => {
+                drop(connection.detach());
+                Err(StoreError::Unavailable("the database does not answer".into()))
+            }
+        }
+    }
+}
+
+async fn migrate(server: &PgConnectOptions) -> Result<(), StoreError> {
+    let connect = timeout(CONNECT, PgConnection::connect_with(server)).await;
+    let mut connection =
+        connect.map_err(|_| StoreError::Unavailable(format!("no answer from {}", place(server))))??;
+    let version: i32 = sqlx::query("SELECT current_setting('server_version_num')::integer AS version")
+        .fetch_one(&mut connection)
+        .await?
+        .try_get("version")?;
+    if version < 140_000 {
+        return Err(StoreError::Unavailable(format!("PostgreSQL 14 or newer is needed; {} is older", place(server))));
+    }
+    sqlx::migrate!("migrations/postgres").run(&mut connection).await.map_err(|error| match error {
+        sqlx::migrate::MigrateError::Execute(error) => error.into(),
+        other => StoreError::Corrupt(format!("schema of {}: {other}", place(server))),
+    })?;
+    connection.close().await?;
+    Ok(())
+}
+
+/// The server without credentials.
+fn place(server: &PgConnectOptions) -> String {
+    format!("{}:{}/{}", server.get_host(), server.get_port(), server.get_database().unwrap_or_default())
+}
+
+/// PostgreSQL keeps no NUL: nothing that is stored can match.
+fn has_nul<'t>(texts: impl IntoIterator<Item = Option<&'t str>>) -> bool {
+    texts.into_iter().flatten().any(|text| text.contains('\0'))
+}
+
+fn job_filter_has_nul(filter: &JobFilter) -> bool {
+    has_nul([filter.user.as_deref(), filter.agent.as_deref(), filter.text.as_deref()])
+}
+
+fn event_filter_has_nul(filter: &EventFilter) -> bool {
+    has_nul([
+        filter.event_type.as_deref(),
+        filter.aggregate_type.as_deref(),
+        filter.aggregate_id.as_deref(),
+        filter.user.as_deref(),
+    ])
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    async fn commit(&self, units: Arc<Vec<Unit>>) -> Result<Vec<Outcome>, StoreError> {
+        commit::commit(&self.writers, &self.factory, &units).await
+    }
+
+    async fn next_epoch(&self, instance: &str) -> Result<i64, StoreError> {
+        self.write(async |c| {
+            let row = sqlx::query(
+                "INSERT INTO instance AS i (id, epoch) VALUES ($1, 1) \
+                 ON CONFLICT (id) DO UPDATE SET epoch = i.epoch + 1 RETURNING epoch",
+            )
+            .bind(instance)
+            .fetch_one(c)
+            .await?;
+            Ok(row.try_get("epoch")?)
+        })
+        .await
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        self.read(async |c| {
+            c.execute("SELECT 1").await?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn job(&self, id: Id) -> Result<Option<Job>, StoreError> {
+        self.read(async |c| Ok(jobs::load(c, [&id]).await?.pop())).await
+    }
+
+    async fn jobs(&self, filter: &JobFilter, page: Page<Id>) -> Result<Vec<Job>, StoreError> {
+        if job_filter_has_nul(filter) {
+            return Ok(Vec::new());
+        }
+        self.read(async |c| jobs::list(c, filter, page).await).await
+    }
+
+    async fn job_summary(&self, filter: &JobFilter) -> Result<JobSummary, StoreError> {
+        if job_filter_has_nul(filter) {
+            return Ok(JobSummary::default());
+        }
+        self.read(async |c| jobs::summary(c, filter).await).await
+    }
+
+    async fn claimable(&self, runner: RunnerKind, agents: &[Arc<str>], limit: u32) -> Result<Vec<Id>, StoreError> {
+        if has_nul(agents.iter().map(|agent| Some(&**agent))) {
+            return Ok(Vec::new());
+        }
+        self.read(async |c| jobs::claimable(c, runner, agents, Timestamp::now(), limit).await).await
+    }
+
+    async fn lapsed_leases(&self, now: Timestamp, limit: u32) -> Result<Vec<(Id, u32)>, StoreError> {
+        self.read(async |c| jobs::lapsed(c, now, limit).await).await
+    }
+
+    async fn due_retries(&self, now: Timestamp, limit: u32) -> Result<(Vec<(Id, u32)>, Option<Timestamp>), StoreError> {
+        self.read(async |c| jobs::due_retries(c, now, limit).await).await
+    }
+
+    async fn event(&self, id: Id) -> Result<Option<Arc<Event>>, StoreError> {
+        self.read(async |c| self.events.by_id(c, id).await).await
+    }
+
+    async fn aggregate_events(
+        &self,
+        aggregate: &str,
+        id: &str,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<Arc<Event>>, StoreError> {
+        if has_nul([Some(aggregate), Some(id)]) {
+            return Ok(Vec::new());
+        }
+        self.read(async |c| self.events.by_aggregate(c, aggregate, id, after, limit).await).await
+    }
+
+    async fn events(&self, filter: &EventFilter, page: Page<i64>) -> Result<Vec<Arc<Event>>, StoreError> {
+        if event_filter_has_nul(filter) {
+            return Ok(Vec::new());
+        }
+        self.read(async |c| self.events.list(c, filter, page).await).await
+    }
+
+    async fn job_deliveries(&self, job: Id, after: Option<i64>, limit: u32) -> Result<Vec<Deliveries>, StoreError> {
+        self.read(async |c| {
+            let events = self.events.of_job(c, job, after, limit).await?;
+            self.events.deliveries(c, events).await
+        })
+        .await
+    }
+
+    async fn event_deliveries(&self, id: Id) -> Result<Option<Deliveries>, StoreError> {
+        self.read(async |c| {
+            let events = self.events.by_id(c, id).await?.into_iter().collect();
+            Ok(self.events.deliveries(c, events).await?.pop())
+        })
+        .await
+    }
+
+    async fn samples(&self, job: Id, limit: u32) -> Result<Vec<SamplePoint>, StoreError> {
+        let samples = self.samples_of(&[job], limit).await?;
+        Ok(samples.into_iter().map(|(_, point)| point).collect())
+    }
+
+    async fn jobs_by_id(&self, ids: &[Id]) -> Result<Vec<Job>, StoreError> {
+        self.read(async |c| jobs::load(c, ids).await).await
+    }
+
+    async fn samples_of(&self, jobs: &[Id], limit: u32) -> Result<Vec<(Id, SamplePoint)>, StoreError> {
+        self.read(async |c| self.events.samples_of(c, jobs, limit).await).await
+    }
+
+    async fn channels(
+        &self,
+        wanted: &[(Channel, Option<i64>)],
+        limit: ReplayLimit,
+    ) -> Result<Vec<ChannelState>, StoreError> {
+        self.read(async |c| {
+            let mut snapshot = c.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+            let states = self.events.channels(&mut snapshot, wanted, limit).await?;
+            snapshot.rollback().await?;
+            Ok(states)
+        })
+        .await
+    }
+
+    async fn channel_heads(&self, channels: &[Channel]) -> Result<Vec<i64>, StoreError> {
+        self.read(async |c| history::heads(c, channels).await).await
+    }
+
+    async fn channel_ranges(&self, ranges: &[(Channel, i64, i64)]) -> Result<Vec<(Channel, Arc<Event>)>, StoreError> {
+        self.read(async |c| self.events.ranges(c, ranges).await).await
+    }
+
+    async fn open_legs(
+        &self,
+        broker: Broker,
+        lane: Option<(u8, u8)>,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<(Arc<Event>, LegRow)>, StoreError> {
+        let wanted = OpenLegs { broker, lane, after, limit };
+        let deadline = Instant::now() + self.read_timeout;
+        let mut target = None;
+        loop {
+            let (legs, horizon, newest) = self
+                .read(async |c| {
+                    let (horizon, newest) = outbox::horizon(c).await?;
+                    Ok((outbox::open_legs(c, &self.events, wanted, horizon).await?, horizon, newest))
+                })
+                .await?;
+            // A short page says "that was all": only when nothing begun before this call
+            // can still come in below.
+            if legs.len() == limit as usize || horizon >= *target.get_or_insert(newest) {
+                return Ok(legs);
+            }
+            if Instant::now() >= deadline {
+                return Err(StoreError::Unavailable("a transaction of another instance does not end".into()));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn broker_ends(&self) -> Result<Vec<BrokerEnd>, StoreError> {
+        self.read(async |c| outbox::ends(c).await).await
+    }
+
+    async fn reopen_legs(&self, lost: &[BrokerEnd]) -> Result<u64, StoreError> {
+        let log_of = |event: &Event, broker: Broker| {
+            event
+                .event_type
+                .routes(&event.aggregate_id, &event.payload.json)
+                .into_iter()
+                .find(|route| route.broker == broker)
+                .map(|route| route.target)
+        };
+        self.write(async |c| outbox::reopen(c, lost, log_of, &self.events).await).await
+    }
+
+    async fn backlog_due(
+        &self,
+        consumer: &str,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<(Vec<BacklogRow>, Option<Timestamp>), StoreError> {
+        self.read(async |c| backlog::due(c, consumer, now, limit).await).await
+    }
+
+    async fn wake_headless(&self, consumer: &str, now: Timestamp) -> Result<u64, StoreError> {
+        self.write(async |c| backlog::wake_headless(c, consumer, now).await).await
+    }
+
+    async fn read_model(&self, model: &str, key: &str) -> Result<Option<serde_json::Value>, StoreError> {
+        self.read(async |c| audit::read_model(c, model, key).await).await
+    }
+
+    async fn figures(&self) -> Result<StoreFigures, StoreError> {
+        self.read(async |c| {
+            Ok(StoreFigures { open_legs: outbox::open_figures(c).await?, backlog: backlog::figures(c).await? })
+        })
+        .await
+    }
+
+    async fn prune(&self, step: &PruneStep) -> Result<Pruned, StoreError> {
+        if step.dry_run {
+            return self.read(async |c| prune::step(c, step).await).await;
+        }
+        self.write(async |c| prune::step(c, step).await).await
+    }
+
+    async fn close(&self) {
+        self.readers.close().await;
+        self.writers.close().await;
+    }
+}

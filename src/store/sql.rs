@@ -1,0 +1,39 @@
+//! What the SQL adapters share: which error means what.
+
+use sqlx::error::ErrorKind;
+use sqlx::postgres::PgDatabaseError;
+
+use super::StoreError;
+
+const SERIALIZATION_FAILURE: &str = "40001";
+const DEADLOCK: &str = "40P01";
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            sqlx::Error::Database(database) => {
+                let constraint = matches!(
+                    database.kind(),
+                    ErrorKind::UniqueViolation
+                        | ErrorKind::ForeignKeyViolation
+                        | ErrorKind::NotNullViolation
+                        | ErrorKind::CheckViolation
+                );
+                // PostgreSQL: 22 data exception, 23 integrity constraint violation.
+                let code = database.try_downcast_ref::<PgDatabaseError>().map_or("", |error| error.code());
+                match code {
+                    _ if constraint || code.starts_with("22") || code.starts_with("23") => {
+                        Self::Data(error.to_string())
+                    }
+                    SERIALIZATION_FAILURE | DEADLOCK => Self::Conflict(error.to_string()),
+                    _ => Self::Unavailable(error.to_string()),
+                }
+            }
+            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) | sqlx::Error::ColumnNotFound(_) => {
+                Self::Corrupt(error.to_string())
+            }
+            sqlx::Error::Encode(_) => Self::Data(error.to_string()),
+            _ => Self::Unavailable(error.to_string()),
+        }
+    }
+}

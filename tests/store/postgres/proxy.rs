@@ -1,0 +1,86 @@
+//! A way to the server that cuts the next COMMIT.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use event_gateway::task;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// What happens to the next COMMIT that passes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Cut {
+    No = 0,
+    /// The server never gets it.
+    Before = 1,
+    /// The server does it, the client gets no answer.
+    After = 2,
+}
+
+pub struct Proxy {
+    pub address: SocketAddr,
+    cut: Arc<AtomicU8>,
+    accepting: tokio::task::JoinHandle<()>,
+}
+
+impl Proxy {
+    pub async fn start(server: (String, u16)) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let cut = Arc::new(AtomicU8::new(Cut::No as u8));
+        let armed = cut.clone();
+        // Owner: the proxy, which aborts it.
+        let accepting = task::spawn("proxy", async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let server = TcpStream::connect((server.0.as_str(), server.1)).await.unwrap();
+                // Ends with its connection.
+                task::spawn("proxied", relay(client, server, armed.clone()));
+            }
+        });
+        Self { address, cut, accepting }
+    }
+
+    pub fn cut_next_commit(&self, how: Cut) {
+        self.cut.store(how as u8, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+/// Passes bytes until one side ends or a COMMIT is cut.
+async fn relay(mut client: TcpStream, mut server: TcpStream, cut: Arc<AtomicU8>) {
+    let (mut up, mut down) = (vec![0; 65_536], vec![0; 65_536]);
+    loop {
+        tokio::select! {
+            read = client.read(&mut up) => {
+                let Ok(count @ 1..) = read else { return };
+                let commit = up[..count].windows(7).any(|bytes| bytes == b"COMMIT\0");
+                let how = if commit { cut.swap(Cut::No as u8, Ordering::SeqCst) } else { Cut::No as u8 };
+                if how == Cut::Before as u8 {
+                    return;
+                }
+                if server.write_all(&up[..count]).await.is_err() {
+                    return;
+                }
+                if how == Cut::After as u8 {
+                    // The answer shows that it is done.
+                    let answered = server.read(&mut down).await;
+                    assert!(matches!(answered, Ok(1..)), "the server committed");
+                    return;
+                }
+            }
+            read = server.read(&mut down) => {
+                let Ok(count @ 1..) = read else { return };
+                if client.write_all(&down[..count]).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
