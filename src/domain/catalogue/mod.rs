@@ -22,6 +22,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use apache_avro::Schema;
+use apache_avro::types::Value;
 use bytes::Bytes;
 
 pub(in crate::domain) use conform::{BuiltIn, round_trip};
@@ -252,6 +253,20 @@ impl EventType {
         Ok(out.into())
     }
 
+    /// A whole record that another version of this type's schema has written, as this
+    /// version would have written it: defaults filled in, `schema_version` ours.
+    pub fn resolve_record(&self, writer: &Schema, record: &[u8]) -> Result<Bytes, PayloadError> {
+        let mut bytes = Strict::new(record);
+        let mut value = bytes.resolve(writer, &self.schema.whole)?;
+        bytes.end()?;
+        if let Value::Record(fields) = &mut value
+            && let Some((_, version)) = fields.iter_mut().find(|(name, _)| name == "schema_version")
+        {
+            *version = Value::Int(self.version as i32);
+        }
+        record::write_value(&self.schema.whole, &value).map(Bytes::from).map_err(|e| avro_error("record", &e))
+    }
+
     /// Reads a whole record: the envelope, and the payload in its JSON form.
     pub fn decode_record(&self, record: &[u8]) -> Result<(Headers, serde_json::Value), PayloadError> {
         let mut bytes = Strict::new(record);
@@ -310,14 +325,14 @@ impl EventType {
         serde_json::to_vec(&JsonForm::payload(&self.schema.payload, &value)).map_err(form_error)
     }
 
-    fn check_json(&self, json: &[u8]) -> Result<apache_avro::types::Value, Vec<PayloadError>> {
+    fn check_json(&self, json: &[u8]) -> Result<Value, Vec<PayloadError>> {
         let json = serde_json::from_slice(json).map_err(|e| vec![payload_error(format!("is not JSON: {e}"))])?;
         let mut errors = Vec::new();
         let value = json::to_avro(&self.schema.payload, &json, json::Path::Root, &mut errors);
         if errors.is_empty() { Ok(value) } else { Err(errors) }
     }
 
-    fn write_value(&self, value: &apache_avro::types::Value) -> Result<Bytes, PayloadError> {
+    fn write_value(&self, value: &Value) -> Result<Bytes, PayloadError> {
         record::write_value(&self.schema.payload, value).map(Bytes::from).map_err(|e| avro_error("payload", &e))
     }
 

@@ -158,6 +158,17 @@ impl<'a> Strict<'a> {
         self.settle(value)
     }
 
+    /// Reads what `writer` has written as `schema`, which has its named types inlined.
+    pub(super) fn resolve(&mut self, writer: &Schema, schema: &Schema) -> Result<Value, PayloadError> {
+        let reader = GenericDatumReader::builder(writer)
+            .reader_schema(schema)
+            .resolved_reader_schemata(no_names())
+            .human_readable(false)
+            .build();
+        let value = reader.and_then(|reader| reader.read_value(self));
+        self.settle(value)
+    }
+
     /// Everything must have been read.
     pub(super) fn end(&self) -> Result<(), PayloadError> {
         if self.rest.is_empty() {

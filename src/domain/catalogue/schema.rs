@@ -14,6 +14,8 @@ use super::json::{Path, to_avro};
 pub(super) struct TypeSchema {
     /// The file's text, as a registry gets it.
     pub text: Arc<str>,
+    /// Envelope fields and payload, as one record.
+    pub whole: Schema,
     /// The fields before `payload`, as a record.
     pub envelope: Schema,
     pub payload: Schema,
@@ -54,7 +56,7 @@ impl TypeSchema {
         let parsed = Schema::parse_str(text).map_err(|e| one(format!("is not an Avro schema: {e}")))?;
         let mut named = BTreeMap::new();
         let whole = inline(&parsed, &mut named).map_err(one)?;
-        let Schema::Record(mut record) = whole else {
+        let Schema::Record(mut record) = whole.clone() else {
             return Err(one("must be a record: the envelope's fields, then payload".to_owned()));
         };
 
@@ -76,7 +78,7 @@ impl TypeSchema {
         if let Schema::Record(payload) = &mut payload {
             payload.name = std::mem::replace(&mut record.name, ENVELOPE.name.clone());
         }
-        Ok(Self { text: text.into(), full_name, envelope: Schema::Record(record), payload, named })
+        Ok(Self { text: text.into(), full_name, whole, envelope: Schema::Record(record), payload, named })
     }
 
     /// The payload's own fields.
