@@ -17,6 +17,7 @@ pub mod ops;
 pub mod realtime;
 pub mod relay;
 pub mod runner;
+pub mod schema_registry;
 pub mod service;
 pub mod store;
 pub mod task;

@@ -8,6 +8,7 @@ pub mod cloudevents;
 pub mod dead_letters;
 pub mod embedded;
 mod log;
+pub mod kafka;
 pub mod nats;
 pub mod rabbitmq;
 mod topic_pattern;

@@ -8,6 +8,7 @@ mod ledger;
 mod output;
 mod prune;
 mod reconcile;
+mod schema;
 mod serve;
 mod session;
 mod token;
@@ -38,7 +39,7 @@ Exit codes:
   1    it failed: refused, the job did not complete, something was lost
   2    wrong usage
   64   wrong configuration
-  69   the gateway cannot be reached
+  69   the gateway (schema check: the registry) cannot be reached
   77   not signed in, or not allowed
   130  interrupted";
 
@@ -92,6 +93,9 @@ enum Command {
     /// The configuration.
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// The Avro schemas of what is in Kafka.
+    #[command(subcommand)]
+    Schema(schema::Schema),
     /// Play the cluster of a workload log against the gateway, and account for every job.
     Trace(Box<trace::Trace>),
     /// Print completions for a shell.
@@ -116,6 +120,7 @@ pub fn main() -> ExitCode {
         Command::Token(command) => token::run(&command, &global),
         Command::Serve(command) => serve::run(command, global),
         Command::Jobs(command) => block_on(jobs::run(command, &global)),
+        Command::Schema(command) => block_on(schema::run(&command, &global)),
         Command::Ledger(command) => block_on(ledger::run(&command, &global)),
         Command::Prune(command) => block_on(prune::run(command, &global)),
         Command::Reconcile(command) => block_on(reconcile::run(command, &global)),

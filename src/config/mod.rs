@@ -14,11 +14,13 @@ mod idempotency;
 mod instance;
 mod intake;
 mod jobs;
+mod kafka;
 mod layers;
 mod live;
 mod log;
 mod nats;
 mod rabbitmq;
+mod registry;
 mod relay;
 mod retention;
 mod runner;
@@ -46,11 +48,13 @@ pub use idempotency::Idempotency;
 pub use instance::{Instance, InstanceId};
 pub use intake::Intake;
 pub use jobs::Jobs;
+pub use kafka::{Compression, Kafka, KafkaSecurity, SaslMechanism, TopicPartitions, TopicRetention};
 pub use layers::{Files, Sources};
 pub use live::Live;
 pub use log::{Log, LogFormat};
 pub use nats::Nats;
 pub use rabbitmq::{AmqpUrls, Rabbitmq};
+pub use registry::Registry;
 pub use relay::Relay;
 pub use retention::Retention;
 pub use runner::Runner;
@@ -96,6 +100,8 @@ sections! {
     retention: Retention,
     brokers: Brokers,
     rabbitmq: Rabbitmq,
+    kafka: Kafka,
+    registry: Registry,
     nats: Nats,
     relay: Relay,
     catalogue: Catalogue,

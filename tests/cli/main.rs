@@ -5,5 +5,6 @@ mod gateway;
 mod jobs;
 mod program;
 mod reconcile;
+mod schemas;
 mod tokens;
 mod trace;

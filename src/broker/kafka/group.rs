@@ -1,0 +1,472 @@
+//! One member of a consumer group, on a thread of its own: librdkafka's poll blocks, and
+//! rebalances happen inside it.
+//!
+//! The thread fills a buffer that the subscription empties. Buffered and unacknowledged
+//! messages together are at most the prefetch; when that is reached for long, partitions
+//! are paused and polling goes on, so that the group keeps its member.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
+use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode as Code};
+use rdkafka::message::{BorrowedMessage, Message as _};
+use rdkafka::statistics::Statistics;
+use rdkafka::{ClientContext, Offset, TopicPartitionList};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::connection::{self, Complaints};
+use super::headers;
+use super::keeper::ConsumerHealth;
+use crate::broker::AckToken;
+use crate::domain::Timestamp;
+use crate::domain::event::Headers;
+
+/// One poll; what ends or stores positions waits at most so long.
+const POLL: Duration = Duration::from_millis(50);
+/// A buffer that stays full for so long has its partitions paused.
+const FULL: Duration = Duration::from_millis(500);
+
+/// Between two questions where paused partitions end, and how long an answer may take.
+const ENDS: Duration = Duration::from_secs(2);
+const ANSWER: Duration = Duration::from_secs(1);
+
+/// A partition of a topic.
+pub(super) type Place = (Arc<str>, i32);
+
+/// A message as it was read.
+pub(super) struct Received {
+    pub place: Place,
+    pub offset: i64,
+    pub key: Arc<str>,
+    pub headers: Result<Headers, String>,
+    pub body: Bytes,
+    /// When it was written, in ms since 1970.
+    written: i64,
+}
+
+/// How far a partition of ours is done.
+#[derive(Default)]
+struct Progress {
+    /// Offsets received and not acknowledged, with when they were written.
+    open: BTreeMap<i64, i64>,
+    /// One after the last offset received.
+    next: Option<i64>,
+    /// Changed since it was last stored.
+    dirty: bool,
+    /// One after the partition's last offset, as the brokers say.
+    end: Option<i64>,
+    /// Where reading began or would begin, as the brokers say.
+    start: Option<i64>,
+}
+
+impl Progress {
+    /// The first offset not done with.
+    fn position(&self) -> Option<i64> {
+        self.open.keys().next().copied().or(self.next)
+    }
+
+    fn lag(&self) -> Option<u64> {
+        let end = self.end.max(self.next)?;
+        let position = self.position().or(self.start)?;
+        Some(end.saturating_sub(position).max(0) as u64)
+    }
+}
+
+#[derive(Default)]
+struct Inner {
+    buffer: VecDeque<Received>,
+    /// Handed out and not acknowledged.
+    tokens: BTreeMap<u64, (Place, i64)>,
+    last_token: u64,
+    ours: HashMap<Place, Progress>,
+    /// The brokers have told where partitions end.
+    told: bool,
+    lost: Option<String>,
+    stopping: bool,
+}
+
+/// What the thread and the subscription share.
+pub(super) struct State {
+    pub consumer: Arc<str>,
+    prefetch: usize,
+    handover: Duration,
+    inner: Mutex<Inner>,
+    /// For the subscription: messages have come, or it is over.
+    pub arrived: Notify,
+    /// For the thread: something was acknowledged or taken, or it is over.
+    changed: Condvar,
+    /// For those who ask for the lag before the brokers have told.
+    pub told: Notify,
+    /// The thread has ended.
+    pub ended: CancellationToken,
+}
+
+impl State {
+    pub fn new(consumer: Arc<str>, prefetch: usize, handover: Duration) -> Self {
+        Self {
+            consumer,
+            prefetch: prefetch.max(1),
+            handover,
+            inner: Mutex::default(),
+            arrived: Notify::new(),
+            changed: Condvar::new(),
+            told: Notify::new(),
+            ended: CancellationToken::new(),
+        }
+    }
+
+    /// Asks the thread to end.
+    pub fn stop(&self) {
+        self.inner.lock().stopping = true;
+        self.changed.notify_all();
+        self.arrived.notify_waiters();
+        self.told.notify_waiters();
+    }
+
+    /// Why nothing comes any more.
+    pub fn lost(&self) -> Option<String> {
+        self.inner.lock().lost.clone()
+    }
+
+    fn lose(&self, why: String) {
+        self.inner.lock().lost.get_or_insert(why);
+        self.arrived.notify_waiters();
+        self.told.notify_waiters();
+    }
+
+    /// Hands out the first messages, as many as `ready` says yes to and at most `max`; the
+    /// value of the first no.
+    pub fn take<N>(
+        &self,
+        max: usize,
+        mut ready: impl FnMut(&Received) -> Result<(), N>,
+    ) -> (Vec<(AckToken, Received)>, Option<N>) {
+        let mut inner = self.inner.lock();
+        let mut taken = Vec::new();
+        let mut not_ready = None;
+        while taken.len() < max && inner.tokens.len() < self.prefetch {
+            let Some(first) = inner.buffer.front() else { break };
+            if let Err(need) = ready(first) {
+                not_ready = Some(need);
+                break;
+            }
+            let Some(message) = inner.buffer.pop_front() else { break };
+            inner.last_token += 1;
+            let token = inner.last_token;
+            inner.tokens.insert(token, (message.place.clone(), message.offset));
+            taken.push((AckToken(token), message));
+        }
+        (taken, not_ready)
+    }
+
+    /// Notes that these are done. Those of partitions that have gone are not ours to note.
+    pub fn acknowledge(&self, tokens: &[AckToken]) {
+        let mut inner = self.inner.lock();
+        for token in tokens {
+            let Some((place, offset)) = inner.tokens.remove(&token.0) else { continue };
+            if let Some(progress) = inner.ours.get_mut(&place) {
+                progress.open.remove(&offset);
+                progress.dirty = true;
+            }
+        }
+        drop(inner);
+        self.changed.notify_all();
+    }
+
+    /// Messages of our partitions that are not acknowledged; `None` while one is unknown.
+    pub fn lag(&self) -> Option<u64> {
+        self.inner.lock().ours.values().map(Progress::lag).sum()
+    }
+
+    /// Have the brokers told where partitions end, or is it over?
+    pub fn is_told(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.told || inner.stopping || inner.lost.is_some()
+    }
+
+    pub fn figures(&self) -> ConsumerHealth {
+        let inner = self.inner.lock();
+        let oldest = inner.ours.values().filter_map(|progress| progress.open.values().next()).min();
+        ConsumerHealth {
+            consumer: self.consumer.clone(),
+            partitions: inner.ours.len(),
+            lag_messages: inner.ours.values().map(Progress::lag).sum(),
+            lag_seconds: oldest.map_or(0.0, |written| (Timestamp::now().0 - written).max(0) as f64 / 1000.0),
+        }
+    }
+
+    fn is_full(&self, inner: &Inner) -> bool {
+        inner.buffer.len() + inner.tokens.len() >= self.prefetch
+    }
+
+    /// Waits until there is room, but not longer than [`FULL`].
+    fn has_room(&self) -> bool {
+        let mut inner = self.inner.lock();
+        let limit = Instant::now() + FULL;
+        while self.is_full(&inner) && !inner.stopping && !inner.ours.values().any(|progress| progress.dirty) {
+            if self.changed.wait_until(&mut inner, limit).timed_out() {
+                break;
+            }
+        }
+        !self.is_full(&inner)
+    }
+
+    fn receive(&self, message: &BorrowedMessage<'_>, names: &[Arc<str>]) {
+        let topic = names.iter().find(|name| ***name == *message.topic());
+        let topic = topic.cloned().unwrap_or_else(|| message.topic().into());
+        let received = Received {
+            place: (topic, message.partition()),
+            offset: message.offset(),
+            key: String::from_utf8_lossy(message.key().unwrap_or_default()).into(),
+            headers: headers::read(message.headers()),
+            body: Bytes::copy_from_slice(message.payload().unwrap_or_default()),
+            written: message.timestamp().to_millis().unwrap_or_default(),
+        };
+        let mut inner = self.inner.lock();
+        let Some(progress) = inner.ours.get_mut(&received.place) else { return };
+        progress.open.insert(received.offset, received.written);
+        progress.next = Some(received.offset + 1);
+        inner.buffer.push_back(received);
+        drop(inner);
+        self.arrived.notify_waiters();
+    }
+
+    fn places(&self) -> Vec<Place> {
+        self.inner.lock().ours.keys().cloned().collect()
+    }
+
+    fn ends(&self, place: &Place, end: i64) {
+        if let Some(progress) = self.inner.lock().ours.get_mut(place) {
+            progress.end = Some(end);
+        }
+    }
+
+    /// Positions to store, with what is new in them.
+    fn positions(&self, only: Option<&[Place]>) -> Option<TopicPartitionList> {
+        let mut inner = self.inner.lock();
+        let mut list = TopicPartitionList::new();
+        for (place, progress) in &mut inner.ours {
+            if only.is_some_and(|only| !only.contains(place)) || !std::mem::take(&mut progress.dirty) {
+                continue;
+            }
+            let Some(position) = progress.position() else { continue };
+            if let Err(error) = list.add_partition_offset(&place.0, place.1, Offset::Offset(position)) {
+                tracing::warn!(consumer = %self.consumer, %error, "a position cannot be stored");
+            }
+        }
+        (list.count() > 0).then_some(list)
+    }
+
+    /// Lets go of partitions: nothing of them is handed out any more, and what is being
+    /// handled gets some time to be acknowledged, so that the next owner does not see it.
+    fn hand_over(&self, places: &[Place]) {
+        let mut inner = self.inner.lock();
+        let mut dropped = Vec::new();
+        inner.buffer.retain(|message| {
+            let stays = !places.contains(&message.place);
+            if !stays {
+                dropped.push((message.place.clone(), message.offset));
+            }
+            stays
+        });
+        // The first of them is where the next owner begins.
+        for (place, offset) in dropped {
+            if let Some(progress) = inner.ours.get_mut(&place) {
+                progress.next = Some(progress.next.map_or(offset, |next| next.min(offset)));
+                progress.open.remove(&offset);
+            }
+        }
+        let limit = Instant::now() + self.handover;
+        while !inner.stopping && inner.tokens.values().any(|(place, _)| places.contains(place)) {
+            if self.changed.wait_until(&mut inner, limit).timed_out() {
+                tracing::debug!(consumer = %self.consumer, "what is being handled will be handled again elsewhere");
+                break;
+            }
+        }
+    }
+
+    fn forget(&self, places: &[Place]) {
+        let mut inner = self.inner.lock();
+        inner.tokens.retain(|_, (place, _)| !places.contains(place));
+        inner.ours.retain(|place, _| !places.contains(place));
+        drop(inner);
+        self.changed.notify_all();
+    }
+}
+
+/// What librdkafka calls from within poll.
+pub(super) struct Group {
+    pub state: Arc<State>,
+    pub complaints: Arc<Complaints>,
+}
+
+impl ClientContext for Group {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        connection::log(level, facility, message);
+    }
+
+    fn error(&self, error: ClientError, reason: &str) {
+        self.complaints.note(&error, reason);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        let mut inner = self.state.inner.lock();
+        let known = |offset: i64| (offset >= 0).then_some(offset);
+        for ((topic, partition), progress) in &mut inner.ours {
+            let Some(told) = statistics.topics.get(&**topic).and_then(|topic| topic.partitions.get(partition)) else {
+                continue;
+            };
+            progress.end = known(told.hi_offset).max(progress.end);
+            progress.start = known(told.app_offset).or(known(told.committed_offset)).or(known(told.lo_offset));
+        }
+        if !inner.ours.is_empty() && inner.ours.values().all(|progress| progress.lag().is_some()) {
+            inner.told = true;
+            drop(inner);
+            self.state.told.notify_waiters();
+        }
+    }
+}
+
+fn places(list: &TopicPartitionList) -> Vec<Place> {
+    list.elements().iter().map(|element| (element.topic().into(), element.partition())).collect()
+}
+
+impl ConsumerContext for Group {
+    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        let Rebalance::Revoke(list) = rebalance else { return };
+        let places = places(list);
+        if places.is_empty() {
+            return;
+        }
+        let lost = consumer.assignment_lost();
+        if !lost {
+            self.state.hand_over(&places);
+            if let Some(positions) = self.state.positions(Some(&places)) {
+                store(&self.state, consumer, &positions);
+                if let Err(error) = consumer.commit(&positions, CommitMode::Sync) {
+                    tracing::debug!(consumer = %self.state.consumer, %error, "positions are not committed");
+                }
+            }
+        }
+        tracing::debug!(consumer = %self.state.consumer, partitions = places.len(), lost, "partitions go");
+        self.state.forget(&places);
+    }
+
+    fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        match rebalance {
+            Rebalance::Assign(list) => {
+                let places = places(list);
+                tracing::debug!(consumer = %self.state.consumer, partitions = places.len(), "partitions come");
+                let mut inner = self.state.inner.lock();
+                inner.told = false;
+                for place in places {
+                    inner.ours.insert(place, Progress::default());
+                }
+            }
+            Rebalance::Revoke(_) => {}
+            Rebalance::Error(error) => tracing::warn!(consumer = %self.state.consumer, %error, "rebalance"),
+        }
+    }
+}
+
+/// Partitions that have gone meanwhile are refused: the next owner repeats a little.
+fn store(state: &State, consumer: &BaseConsumer<Group>, positions: &TopicPartitionList) {
+    if let Err(error) = consumer.store_offsets(positions) {
+        tracing::debug!(consumer = %state.consumer, %error, "positions of partitions that have gone");
+    }
+}
+
+/// Starts the member's thread. Nobody joins it: where brokers are away, leaving the group lasts
+/// until they are back, and neither a new subscription nor the end of the process waits for that.
+pub(super) fn start(state: Arc<State>, consumer: BaseConsumer<Group>, topics: Vec<Arc<str>>) -> std::io::Result<()> {
+    let thread = std::thread::Builder::new().name("kafka-group".to_owned());
+    let member = thread.spawn(move || {
+        let _ended = state.ended.clone().drop_guard();
+        run(&state, consumer, &topics);
+    });
+    member.map(drop)
+}
+
+/// Polls until it is told to stop or cannot go on, then leaves the group.
+fn run(state: &State, consumer: BaseConsumer<Group>, topics: &[Arc<str>]) {
+    let mut paused = false;
+    let mut asked = Instant::now();
+    while !state.inner.lock().stopping {
+        if let Some(positions) = state.positions(None) {
+            store(state, &consumer, &positions);
+        }
+        let room = state.has_room();
+        if room == paused {
+            paused = !room;
+            pause(state, &consumer, paused);
+        }
+        match consumer.poll(POLL) {
+            None => {}
+            Some(Ok(message)) => state.receive(&message, topics),
+            Some(Err(ClientError::MessageConsumptionFatal(code))) => {
+                state.lose(format!("the client has failed for good: {code}"));
+                break;
+            }
+            // A topic was deleted, rights were taken away: a new subscription says what is wrong.
+            Some(Err(error)) if is_final(&error) => {
+                state.lose(error.to_string());
+                break;
+            }
+            // Everything else the client recovers from by itself.
+            Some(Err(error)) => tracing::debug!(consumer = %state.consumer, %error, "while polling"),
+        }
+        if paused {
+            // Partitions that came meanwhile deliver: they wait with the others.
+            pause(state, &consumer, true);
+            if asked.elapsed() > ENDS {
+                ask_for_ends(state, &consumer);
+                asked = Instant::now();
+            }
+        }
+    }
+    if let Some(positions) = state.positions(None) {
+        store(state, &consumer, &positions);
+    }
+    // Leaves the group and commits what is stored.
+    drop(consumer);
+    state.lose("the subscription has ended".to_owned());
+}
+
+/// Paused partitions are not fetched, and only fetches tell where a partition ends.
+fn ask_for_ends(state: &State, consumer: &BaseConsumer<Group>) {
+    for place in state.places() {
+        match consumer.fetch_watermarks(&place.0, place.1, ANSWER) {
+            Ok((_, end)) => state.ends(&place, end),
+            // The others would have to be waited for as well.
+            Err(error) => return tracing::debug!(consumer = %state.consumer, %error, "ends are not known"),
+        }
+    }
+}
+
+fn is_final(error: &ClientError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(Code::UnknownTopicOrPartition | Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed)
+    )
+}
+
+fn pause(state: &State, consumer: &BaseConsumer<Group>, paused: bool) {
+    let changed = consumer.assignment().and_then(|all| {
+        if all.count() == 0 {
+            Ok(())
+        } else if paused {
+            consumer.pause(&all)
+        } else {
+            consumer.resume(&all)
+        }
+    });
+    if let Err(error) = changed {
+        tracing::debug!(consumer = %state.consumer, %error, paused, "while pausing");
+    }
+}

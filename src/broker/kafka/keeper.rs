@@ -1,0 +1,220 @@
+//! Prepares topics and schemas, and watches that everything stays as it must be.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::metadata::Metadata;
+
+use super::connection::{self, Context};
+use super::{KafkaError, Shared, topology};
+
+/// Between two looks while all is well, and while something is not.
+const CALM: Duration = Duration::from_secs(5);
+const TROUBLED: Duration = Duration::from_secs(1);
+/// How long a look may take.
+const LOOK: Duration = Duration::from_secs(4);
+/// Between two attempts to prepare what only somebody's hand can change.
+const MISMATCH: Duration = Duration::from_secs(30);
+
+/// One thing that works or does not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    Up,
+    /// Why, for operators; no secrets.
+    Down(String),
+}
+
+/// What Kafka and the registry are like. `prepared` is false until topics and schemas are
+/// declared and compared: nothing is published before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KafkaHealth {
+    pub prepared: bool,
+    pub cluster: Health,
+    pub registry: Health,
+}
+
+/// Where one consumer of this process stands.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConsumerHealth {
+    pub consumer: Arc<str>,
+    /// Partitions it has now.
+    pub partitions: usize,
+    /// Messages not yet acknowledged; `None` until the brokers have said.
+    pub lag_messages: Option<u64>,
+    /// Age of the oldest message received and not acknowledged.
+    pub lag_seconds: f64,
+}
+
+impl KafkaHealth {
+    pub(super) fn starting() -> Self {
+        let starting = Health::Down("not connected yet".to_owned());
+        Self { prepared: false, cluster: starting.clone(), registry: starting }
+    }
+
+    /// Why nothing can be published yet.
+    pub(super) fn not_prepared(&self) -> Option<String> {
+        if self.prepared {
+            return None;
+        }
+        Some(match (&self.cluster, &self.registry) {
+            (Health::Down(why), _) | (_, Health::Down(why)) => why.clone(),
+            _ => "topics and schemas are not checked yet".to_owned(),
+        })
+    }
+}
+
+/// Declares topics, then schemas.
+pub(super) async fn prepare(shared: &Shared) -> Result<(), KafkaError> {
+    let topics = topology::declare(shared).await;
+    set(shared, |health| health.cluster = outcome(&topics));
+    topics?;
+    shared.complaints.clear();
+    let schemas = shared.schemas.prepare().await;
+    set(shared, |health| health.registry = outcome(&schemas));
+    schemas?;
+    set(shared, |health| health.prepared = true);
+    Ok(())
+}
+
+fn outcome(result: &Result<(), KafkaError>) -> Health {
+    match result {
+        Ok(()) => Health::Up,
+        Err(error) => Health::Down(error.to_string()),
+    }
+}
+
+fn set(shared: &Shared, change: impl FnOnce(&mut KafkaHealth)) {
+    shared.health.send_if_modified(|health| {
+        let before = health.clone();
+        change(health);
+        *health != before
+    });
+}
+
+/// A window was not confirmed at all. What the brokers say about themselves may look well: without
+/// a majority of controllers nobody notes that the others have gone.
+pub(super) fn unconfirmed(shared: &Shared, why: &str) {
+    if shared.closing.is_cancelled() {
+        return;
+    }
+    let why = format!("nothing is confirmed: {why}");
+    *shared.unconfirmed.lock() = Some(why.clone());
+    set(shared, |health| {
+        if health.cluster == Health::Up {
+            health.cluster = Health::Down(why);
+        }
+    });
+}
+
+/// Something was; the next look says so.
+pub(super) fn confirmed(shared: &Shared) {
+    *shared.unconfirmed.lock() = None;
+}
+
+/// Runs until Kafka is shut down.
+pub(super) async fn run(shared: Arc<Shared>, mut prepared: bool) {
+    let mut watcher = None;
+    while !shared.closing.is_cancelled() {
+        let pause = if prepared {
+            look(&shared, &mut watcher).await
+        } else {
+            match prepare(&shared).await {
+                Ok(()) => {
+                    prepared = true;
+                    TROUBLED
+                }
+                Err(error) if error.is_passing() => TROUBLED,
+                Err(error) => {
+                    tracing::error!(%error, "Kafka cannot be used as it is");
+                    MISMATCH
+                }
+            }
+        };
+        tokio::select! {
+            () = shared.closing.cancelled() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+    // Ending a client joins its threads.
+    let _ = tokio::task::spawn_blocking(move || drop(watcher)).await;
+}
+
+type Watcher = Arc<BaseConsumer<Watching>>;
+
+/// The watcher's client reads metadata only.
+struct Watching(Context);
+
+impl rdkafka::ClientContext for Watching {
+    fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
+        self.0.log(level, facility, message);
+    }
+
+    fn error(&self, error: rdkafka::error::KafkaError, reason: &str) {
+        self.0.error(error, reason);
+    }
+}
+
+impl rdkafka::consumer::ConsumerContext for Watching {}
+
+async fn look(shared: &Arc<Shared>, watcher: &mut Option<Watcher>) -> Duration {
+    let cluster = cluster(shared, watcher).await;
+    let registry = outcome(&shared.schemas.verify().await);
+    let calm = cluster == Health::Up && registry == Health::Up;
+    set(shared, |health| {
+        health.cluster = cluster;
+        health.registry = registry;
+    });
+    if calm { CALM } else { TROUBLED }
+}
+
+async fn cluster(shared: &Arc<Shared>, watcher: &mut Option<Watcher>) -> Health {
+    let client = match watcher {
+        Some(client) => client.clone(),
+        None => {
+            let context = Watching(Context(shared.complaints.clone()));
+            match connection::open(connection::client(&shared.config), context).await {
+                Ok(client) => watcher.insert(Arc::new(client)).clone(),
+                Err(error) => return Health::Down(error.to_string()),
+            }
+        }
+    };
+    let fetched = tokio::task::spawn_blocking(move || {
+        // Serves what the client has to say.
+        let _ = client.poll(Duration::ZERO);
+        client.fetch_metadata(None, LOOK)
+    });
+    match fetched.await {
+        Ok(Ok(metadata)) => {
+            shared.complaints.clear();
+            judged(shared, &metadata)
+        }
+        Ok(Err(error)) => Health::Down(shared.unreachable(&error).to_string()),
+        Err(error) => Health::Down(error.to_string()),
+    }
+}
+
+/// Names the topics that cannot be written to.
+fn judged(shared: &Shared, metadata: &Metadata) -> Health {
+    let mut faults = BTreeSet::new();
+    for topic in &shared.topology.topics {
+        let Some(known) = metadata.topics().iter().find(|known| known.name() == &*topic.name) else {
+            faults.insert(format!("topic {} is gone", topic.name));
+            continue;
+        };
+        let partitions = known.partitions();
+        let headless = partitions.iter().filter(|partition| partition.leader() < 0).count();
+        let thin = partitions.iter().filter(|p| p.isr().len() < shared.config.min_insync as usize).count();
+        if headless > 0 {
+            faults.insert(format!("{headless} partitions of {} have no leader", topic.name));
+        } else if thin > 0 {
+            let least = shared.config.min_insync;
+            faults.insert(format!("{thin} partitions of {} have fewer than {least} replicas in sync", topic.name));
+        }
+    }
+    if !faults.is_empty() {
+        return Health::Down(faults.into_iter().collect::<Vec<_>>().join("; "));
+    }
+    shared.unconfirmed.lock().clone().map_or(Health::Up, Health::Down)
+}
