@@ -1,5 +1,6 @@
 """The brokers' addresses as environment variables: for the gateway and for the tests."""
 
+import kafka
 import nats
 from certificates import Certificates
 from rabbitmq import RabbitMq
@@ -26,6 +27,7 @@ def for_tests(settings):
         "EVENT_GATEWAY_TEST_NATS_SERVER": str(nats.program(settings)),
         "EVENT_GATEWAY_TEST_RABBITMQ_TLS": RabbitMq(settings).secured_urls(),
         "EVENT_GATEWAY_TEST_CERTIFICATES": str(Certificates(settings).directory),
+        "EVENT_GATEWAY_TEST_KAFKA_LIBS": str(kafka.libraries(settings)),
     }
 
 

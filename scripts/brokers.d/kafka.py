@@ -22,13 +22,23 @@ LOGGING = """Configuration:
 CONTROLLER_PORT = 19093
 
 
+def programs(settings):
+    return settings.cache / f"kafka-{settings['KAFKA_VERSION']}"
+
+
+def libraries(settings):
+    """The directory of the jars."""
+    return programs(settings) / "libs"
+
+
 class Kafka(Component):
     name = "kafka"
     nodes = ("kafka1", "kafka2", "kafka3")
 
     def __init__(self, settings):
         super().__init__(settings)
-        self.programs = settings.cache / f"kafka-{settings['KAFKA_VERSION']}"
+        self.programs = programs(settings)
+        self.libraries = libraries(settings)
         self.controllers = [CONTROLLER_PORT + 2 * node + settings.shift for node in range(3)]
 
     def install(self):
@@ -40,12 +50,12 @@ class Kafka(Component):
                 pom = self.programs / "pom.xml"
                 pom.write_text(POM.format(version=self.settings["KAFKA_VERSION"]))
                 command = ["mvn", "-q", "-B", "-f", pom, "dependency:copy-dependencies",
-                           f"-DoutputDirectory={self.programs / 'libs'}"]
+                           f"-DoutputDirectory={self.libraries}"]
                 install.run(command, self.settings.logs / "kafka-fetch.log", "fetch Kafka with Maven")
 
     def java(self, *arguments):
         logging = self.directory / "log4j2.yaml"
-        return ["java", "-XX:+UseSerialGC", "-cp", f"{self.programs / 'libs'}/*",
+        return ["java", "-XX:+UseSerialGC", "-cp", f"{self.libraries}/*",
                 f"-Dlog4j2.configurationFile={logging}", *arguments]
 
     def launch_all(self, nodes):

@@ -3,6 +3,7 @@
 
 mod embedded;
 mod fixture;
+mod kafka;
 mod nats;
 mod rabbitmq;
 mod suite;
