@@ -91,7 +91,7 @@ impl Bench {
             ("kafka.brokers", &*self.brokers),
             ("kafka.topic_prefix", &*prefix),
             ("kafka.compression", compression),
-            ("registry.url", &*self.registry),
+            ("kafka.schema_registry_url", &*self.registry),
         ];
         let config = Config::defaults_in(directory.path(), &set).unwrap();
         let name: Arc<str> = format!("{prefix}{TOPIC}").into();

@@ -38,6 +38,6 @@ def for_gateway(settings):
         "GATEWAY__RABBITMQ__URLS": value["RABBITMQ"],
         "GATEWAY__KAFKA__BROKERS": value["KAFKA"],
         "GATEWAY__NATS__URLS": value["NATS"],
-        "GATEWAY__REGISTRY__URL": value["REGISTRY"],
+        "GATEWAY__KAFKA__SCHEMA_REGISTRY_URL": value["REGISTRY"],
         "GATEWAY__STORE__URL": value["POSTGRES"],
     }

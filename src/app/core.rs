@@ -42,6 +42,8 @@ pub enum StartError {
     Store(#[from] StoreError),
     #[error("embedded brokers: {0}")]
     Embedded(#[from] EmbeddedError),
+    #[error("brokers:\n  {}", .0.join("\n  "))]
+    Brokers(Vec<String>),
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
     #[error("sign-in: {0}")]
@@ -186,7 +188,7 @@ impl Core {
         let declarations: Vec<Declaration> = handlers.iter().map(|handler| handler.declaration()).collect();
         declaration::check(&declarations, &catalogue).map_err(StartError::Consumers)?;
 
-        let brokers = Brokers::embedded(&config.data.dir, &catalogue, durable(&declarations), &*store).await?;
+        let brokers = Brokers::open(config, &catalogue, durable(&declarations), &*store).await?;
 
         let stop_relay = CancellationToken::new();
         let marks: Arc<dyn Marks> = Arc::new(committer.clone());

@@ -34,7 +34,7 @@ struct Gateway {
     sockets: JoinHandle<()>,
     live: Vec<JoinHandle<()>>,
     runner: JoinHandle<()>,
-    watch: JoinHandle<()>,
+    watches: Vec<JoinHandle<()>>,
     stop_http: CancellationToken,
     stop_sockets: CancellationToken,
     stop_runner: CancellationToken,
@@ -70,8 +70,7 @@ impl Gateway {
     async fn start(config: &Config, listener: TcpListener) -> Result<Self, StartError> {
         let metrics = Metrics::new();
         let readiness = Readiness::new(metrics.clone());
-        let (store_latch, brokers, sockets_latch) =
-            (readiness.latch("store"), readiness.latch("brokers"), readiness.latch("sockets"));
+        let (store_latch, sockets_latch) = (readiness.latch("store"), readiness.latch("sockets"));
 
         let datasets = config.runner.datasets_dir.clone();
         std::fs::create_dir_all(&datasets)
@@ -80,7 +79,7 @@ impl Gateway {
         let auth = Authenticator::new(&config.auth, &config.data.dir)?;
         let core = Core::start(config, metrics.clone()).await?;
         store_latch.up();
-        brokers.up();
+        let mut watches = core.brokers.watch(&readiness);
 
         let realtime =
             Realtime::new(realtime::Options::from(&config.live), core.store.clone(), auth.clone(), metrics.clone());
@@ -113,8 +112,8 @@ impl Gateway {
         });
         let http = crate::http::serve(listener, routes, config.http.idle_timeout, stop_http.clone());
         let http = crate::task::spawn("http", http);
-        let watch =
-            crate::task::spawn("store-watch", watch_store(core.store.clone(), store_latch, [brokers, sockets_latch]));
+        let store_watch = watch_store(core.store.clone(), store_latch, sockets_latch);
+        watches.push(crate::task::spawn("store-watch", store_watch));
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             instance = %core.instance,
@@ -123,13 +122,13 @@ impl Gateway {
             data = %config.data.dir.display(),
             "listening on http://{address}"
         );
-        Ok(Self { core, http, sockets, live, runner, watch, stop_http, stop_sockets, stop_runner })
+        Ok(Self { core, http, sockets, live, runner, watches, stop_http, stop_sockets, stop_runner })
     }
 
     /// In order: nothing new comes in, runs end and are reported, sockets are told, then
     /// the core drains.
     async fn stop(self) {
-        self.watch.abort();
+        self.watches.iter().for_each(JoinHandle::abort);
         self.stop_http.cancel();
         self.stop_runner.cancel();
         ended("runner", self.runner.await);
@@ -176,8 +175,8 @@ fn runner(config: &Config, core: &Core) -> Result<Runner, StartError> {
         .map_err(|error| wrong(&error))
 }
 
-/// Keeps the store's latch true. Aborted at shutdown; holds the other latches till then.
-async fn watch_store(store: Arc<dyn crate::store::Store>, latch: Latch, _others: [Latch; 2]) {
+/// Keeps the store's latch true. Aborted at shutdown; holds the sockets' latch till then.
+async fn watch_store(store: Arc<dyn crate::store::Store>, latch: Latch, _sockets: Latch) {
     loop {
         tokio::time::sleep(STORE_CHECK).await;
         match store.ping().await {

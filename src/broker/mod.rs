@@ -7,8 +7,8 @@
 pub mod cloudevents;
 pub mod dead_letters;
 pub mod embedded;
-mod log;
 pub mod kafka;
+mod log;
 pub mod nats;
 pub mod rabbitmq;
 mod topic_pattern;

@@ -26,7 +26,7 @@ const CHECK_HELP: &str = "\
 Every version must read every other (FULL_TRANSITIVE): replay crosses many versions.
 
 Examples:
-  event-gateway schema check                          against the registry of registry.url
+  event-gateway schema check                          against the registry of kafka.schema_registry_url
   event-gateway schema check --against released/      against *.avsc files, in any directories below
 
 Exit codes: 0 every schema may be released, 1 some may not, 64 wrong configuration or

@@ -3,11 +3,14 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
+use super::brokers::BrokerMode;
 use super::setting::{Check, Checks, FromSetting, Secret, settings};
 
 settings! {
     /// Kafka: the log. Used when brokers.mode is external.
     pub struct Kafka in "kafka" {
+        /// embedded or external. Empty: as brokers.mode.
+        mode: Option<BrokerMode> = "",
         /// The brokers to begin with, as host:port; the others are found through them.
         brokers: Vec<String> = "127.0.0.1:9092",
         /// How connections are secured.
@@ -15,7 +18,7 @@ settings! {
         /// Certificates (PEM) that sign the brokers'. Empty: those of the system.
         ca_file: Option<PathBuf> = "",
         /// This client's certificate (PEM), where brokers ask for one.
-        certificate_file: Option<PathBuf> = "",
+        cert_file: Option<PathBuf> = "",
         /// The private key (PEM) of the certificate.
         key_file: Option<PathBuf> = "",
         /// How a user signs in (sasl-plaintext and sasl-ssl).
@@ -255,16 +258,14 @@ impl Kafka {
         checks.require(!signs_in || self.username.is_some(), "kafka.username", reason, "name the user");
         checks.require(!signs_in || self.password.is_some(), "kafka.password", reason, "give the user's password");
         checks.require(
-            self.certificate_file.is_some() == self.key_file.is_some(),
+            self.cert_file.is_some() == self.key_file.is_some(),
             "kafka.key_file",
             "a certificate and its key go together",
-            "set both kafka.certificate_file and kafka.key_file, or neither",
+            "set both kafka.cert_file and kafka.key_file, or neither",
         );
-        for (key, file) in [
-            ("kafka.ca_file", &self.ca_file),
-            ("kafka.certificate_file", &self.certificate_file),
-            ("kafka.key_file", &self.key_file),
-        ] {
+        for (key, file) in
+            [("kafka.ca_file", &self.ca_file), ("kafka.cert_file", &self.cert_file), ("kafka.key_file", &self.key_file)]
+        {
             if let Some(file) = file {
                 let reason = format!("'{}' is not a file", file.display());
                 checks.require(file.is_file(), key, reason, "correct the path");

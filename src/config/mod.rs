@@ -36,6 +36,8 @@ use std::path::Path;
 
 use config::Value;
 
+use crate::domain::Broker;
+
 pub use agents::{Agent, Agents, Claim};
 pub use auth::Auth;
 pub use brokers::{BrokerMode, Brokers};
@@ -157,6 +159,16 @@ impl Config {
     /// Sign-in by one click, because there is neither a secret nor a JWKS URL.
     pub fn is_development(&self) -> bool {
         self.auth.is_development()
+    }
+
+    /// Where `broker` is: its own mode, or that of all.
+    pub fn broker_mode(&self, broker: Broker) -> BrokerMode {
+        let own = match broker {
+            Broker::Rabbitmq => self.rabbitmq.mode,
+            Broker::Kafka => self.kafka.mode,
+            Broker::Nats => self.nats.mode,
+        };
+        own.unwrap_or(self.brokers.mode)
     }
 
     fn check_together(&self, checks: &mut Checks<'_>) {

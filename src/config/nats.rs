@@ -3,16 +3,19 @@ use std::time::Duration;
 
 use url::Url;
 
+use super::brokers::BrokerMode;
 use super::setting::{Check, Checks, Secret, settings};
 
 settings! {
     /// NATS JetStream: commands on their way to whoever does the work.
     pub struct Nats in "nats" {
+        /// embedded or external. Empty: as brokers.mode.
+        mode: Option<BrokerMode> = "",
         /// Servers of one cluster: nats://host:port, or tls://host:port.
         urls: Vec<String> = "nats://127.0.0.1:4222",
         /// Name to sign in with, together with nats.password.
-        user: Option<String> = "",
-        /// Password of nats.user.
+        username: Option<String> = "",
+        /// Password of nats.username.
         password: Option<Secret> = "",
         /// Seed of the nkey to sign in with; it begins with SU.
         nkey_seed: Option<Secret> = "",
@@ -21,11 +24,11 @@ settings! {
         credentials: Option<Secret> = "",
         /// The authority (PEM file) that signed the servers' certificates; connections
         /// then need TLS. Empty: the system's authorities, where a server asks for TLS.
-        tls_ca: Option<PathBuf> = "",
-        /// The certificate (PEM file) to show to servers that want one, with nats.tls_key.
-        tls_cert: Option<PathBuf> = "",
-        /// The key (PEM file) of nats.tls_cert.
-        tls_key: Option<PathBuf> = "",
+        ca_file: Option<PathBuf> = "",
+        /// The certificate (PEM file) to show to servers that want one, with nats.key_file.
+        cert_file: Option<PathBuf> = "",
+        /// The key (PEM file) of nats.cert_file.
+        key_file: Option<PathBuf> = "",
         /// Copies of each stream. 1 on a single server.
         replicas: usize = "3",
         /// How long a stream recognises a message that it already has.
@@ -50,32 +53,32 @@ impl Check for Nats {
                 Ok(url) if !matches!(url.scheme(), "nats" | "tls") => Some("has another scheme than nats:// or tls://"),
                 Ok(url) if url.host_str().is_none_or(str::is_empty) => Some("names no host"),
                 Ok(url) if !url.username().is_empty() || url.password().is_some() => {
-                    Some("holds credentials, which logs would show; move them to nats.user and nats.password")
+                    Some("holds credentials, which logs would show; move them to nats.username and nats.password")
                 }
                 Ok(_) => None,
                 Err(_) => Some("is no URL"),
             };
             checks.require(reason.is_none(), "nats.urls", reason.unwrap_or_default(), "write nats://host:port");
         }
-        let ways = [self.user.is_some(), self.nkey_seed.is_some(), self.credentials.is_some()];
+        let ways = [self.username.is_some(), self.nkey_seed.is_some(), self.credentials.is_some()];
         checks.require(
             ways.into_iter().filter(|given| *given).count() <= 1,
-            "nats.user",
+            "nats.username",
             "is one of several ways to sign in that are given",
-            "keep one of nats.user, nats.nkey_seed and nats.credentials",
+            "keep one of nats.username, nats.nkey_seed and nats.credentials",
         );
         checks.require(
-            self.user.is_some() == self.password.is_some(),
+            self.username.is_some() == self.password.is_some(),
             "nats.password",
-            "nats.user and nats.password go together",
+            "nats.username and nats.password go together",
             "give both or neither",
         );
         let seed = self.nkey_seed.as_ref().is_none_or(|seed| seed.expose().starts_with("SU"));
         checks.require(seed, "nats.nkey_seed", "is not the seed of a user's nkey", "give the seed: it begins with SU");
         checks.require(
-            self.tls_cert.is_some() == self.tls_key.is_some(),
-            "nats.tls_key",
-            "nats.tls_cert and nats.tls_key go together",
+            self.cert_file.is_some() == self.key_file.is_some(),
+            "nats.key_file",
+            "nats.cert_file and nats.key_file go together",
             "give both or neither",
         );
         let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));

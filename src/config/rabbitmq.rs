@@ -4,11 +4,14 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use url::Url;
 
+use super::brokers::BrokerMode;
 use super::setting::{Check, Checks, FromSetting, Secret, settings};
 
 settings! {
     /// RabbitMQ, where brokers.mode is external.
     pub struct Rabbitmq in "rabbitmq" {
+        /// embedded or external. Empty: as brokers.mode.
+        mode: Option<BrokerMode> = "",
         /// A URL for each node: amqp://USER:PASSWORD@HOST:PORT/VHOST, or amqps:// for TLS. The
         /// virtual host / is written %2f.
         urls: AmqpUrls = "amqp://guest:guest@127.0.0.1:5672/%2f",

@@ -34,14 +34,16 @@ pub async fn livez() -> Json<Live> {
     Json(Live { status: "live" })
 }
 
-/// Every component is up.
+/// Everything is up that accepting and showing needs.
 #[derive(Serialize, ToSchema)]
 pub struct Ready {
     #[schema(value_type = String, example = "ready")]
     status: &'static str,
+    /// Brokers that are not up: what they are to get waits in the store.
+    degraded: Vec<Component>,
 }
 
-/// Are all components up?
+/// Are all components up that the gateway needs to accept jobs and show them?
 #[utoipa::path(
     get,
     path = "/readyz",
@@ -49,19 +51,19 @@ pub struct Ready {
     tag = "health",
     security(()),
     responses(
-        (status = 200, description = "They are", body = Ready),
+        (status = 200, description = "They are; `degraded` lists others that are not", body = Ready),
         (status = 503, description = "`missing` lists those that are not"),
     ),
 )]
 pub async fn readyz(State(state): State<Arc<AppState>>) -> Result<Json<Ready>, Problem> {
     let mut missing = state.readiness.missing();
-    if missing.is_empty() {
-        return Ok(Json(Ready { status: "ready" }));
+    // Anybody may ask; why something is down is for operators.
+    missing.iter_mut().for_each(|component| component.why.clear());
+    if missing.iter().all(|component| !component.required) {
+        return Ok(Json(Ready { status: "ready", degraded: missing }));
     }
     let names: Vec<&str> = missing.iter().map(|component| component.name).collect();
     let problem = Problem::new(Kind::NotReady, format!("not up: {}", names.join(", ")));
-    // Anybody may ask; why something is down is for operators.
-    missing.iter_mut().for_each(|component| component.why.clear());
     Err(problem.missing(missing))
 }
 

@@ -47,7 +47,7 @@ pub fn subject(topic: &str, record_name: &str) -> String {
     format!("{topic}-{record_name}")
 }
 
-/// A registry. Cheap to share; every call is bounded by `registry.timeout` for each URL.
+/// A registry. Cheap to share; every call is bounded by `kafka.schema_registry_timeout` for each URL.
 #[derive(Clone)]
 pub struct SchemaRegistry {
     inner: Arc<Inner>,
@@ -64,10 +64,10 @@ impl SchemaRegistry {
     /// Connects to nothing yet.
     ///
     /// # Errors
-    /// [`RegistryError::Settings`], e.g. when `registry.ca_file` holds no certificate.
+    /// [`RegistryError::Settings`], e.g. when `kafka.schema_registry_ca_file` holds no certificate.
     pub fn new(config: &RegistryConfig) -> Result<Self, RegistryError> {
         let calls = settings::converter(config)?;
-        let http = settings::client(config)?.timeout(config.timeout).build();
+        let http = settings::client(config)?.timeout(config.schema_registry_timeout).build();
         let http = http.map_err(|error| RegistryError::Settings(chain(&error)))?;
         Ok(Self { inner: Arc::new(Inner { calls, http, config: config.clone() }) })
     }
@@ -139,10 +139,10 @@ impl SchemaRegistry {
                 )));
             }
         }
-        if !self.inner.config.register {
+        if !self.inner.config.register_schemas {
             return self.find(subject, schema).await.map_err(|error| match error {
                 RegistryError::NotFound(what) => RegistryError::NotFound(format!(
-                    "{what} and registry.register is off; register it when releasing, or set registry.register=true"
+                    "{what} and kafka.register_schemas is off; register it when releasing, or set kafka.register_schemas=true"
                 )),
                 error => error,
             });
@@ -192,11 +192,12 @@ impl SchemaRegistry {
         body: Option<&serde_json::Value>,
     ) -> Result<bytes::Bytes, RegistryError> {
         let mut last = RegistryError::Unavailable("no URL is configured".to_owned());
-        for base in &self.inner.config.url {
+        for base in &self.inner.config.schema_registry_url {
             let url = format!("{}/{path}", base.as_str().trim_end_matches('/'));
             let mut request = self.inner.http.request(method.clone(), url);
-            if let Some(user) = &self.inner.config.username {
-                request = request.basic_auth(user, self.inner.config.password.as_ref().map(|p| p.expose()));
+            if let Some(user) = &self.inner.config.schema_registry_username {
+                request =
+                    request.basic_auth(user, self.inner.config.schema_registry_password.as_ref().map(|p| p.expose()));
             }
             if let Some(body) = body {
                 request = request.json(body);

@@ -1,4 +1,5 @@
-//! Readiness: named latches, one a component. The gateway is ready when none is missing.
+//! Readiness: named latches, one a component. The gateway is ready when none is missing that
+//! it needs to accept and to show; brokers are shown, but what they miss waits in the store.
 
 use std::sync::Arc;
 
@@ -30,6 +31,8 @@ pub struct Component {
     pub since: Timestamp,
     /// Why it is in this state; empty when there is nothing to say.
     pub why: String,
+    /// Is the gateway not ready without it? Of the others, work waits in the store.
+    pub required: bool,
 }
 
 /// All latches of this process. Cheap to share.
@@ -47,8 +50,22 @@ impl Readiness {
     /// A latch that holds readiness back until [`Latch::up`]. `name` is fixed in the
     /// program; asking for a name again takes over its place.
     pub fn latch(self: &Arc<Self>, name: &'static str) -> Latch {
-        let starting =
-            Component { name, state: ComponentState::Starting, since: Timestamp::now(), why: "not started yet".into() };
+        self.add(name, true)
+    }
+
+    /// A latch that is shown, but does not hold readiness back.
+    pub fn optional_latch(self: &Arc<Self>, name: &'static str) -> Latch {
+        self.add(name, false)
+    }
+
+    fn add(self: &Arc<Self>, name: &'static str, required: bool) -> Latch {
+        let starting = Component {
+            name,
+            state: ComponentState::Starting,
+            since: Timestamp::now(),
+            why: "not started yet".into(),
+            required,
+        };
         let mut components = self.components.lock();
         match components.iter_mut().find(|component| component.name == name) {
             Some(component) => *component = starting,
@@ -64,13 +81,13 @@ impl Readiness {
         self.components.lock().clone()
     }
 
-    /// The components that are not up.
+    /// The components that are not up, required or not.
     pub fn missing(&self) -> Vec<Component> {
         self.components.lock().iter().filter(|component| component.state != ComponentState::Up).cloned().collect()
     }
 
     pub fn is_ready(&self) -> bool {
-        self.components.lock().iter().all(|component| component.state == ComponentState::Up)
+        self.components.lock().iter().all(|component| !component.required || component.state == ComponentState::Up)
     }
 
     /// Says a change once: in the log, in the metric and here.
@@ -140,6 +157,16 @@ mod tests {
         brokers.up();
         drop(store);
         assert_eq!(readiness.missing()[0].why, "stopped");
+    }
+
+    #[test]
+    fn ready_without_what_is_not_required() {
+        let readiness = Readiness::new(Metrics::new());
+        let kafka = readiness.optional_latch("kafka");
+        assert!(readiness.is_ready());
+        kafka.down("no broker answers");
+        assert!(readiness.is_ready());
+        assert_eq!(readiness.missing()[0].name, "kafka");
     }
 
     #[test]

@@ -66,7 +66,7 @@ fn a_registry_that_does_not_answer_is_69_and_an_empty_directory_wrong_usage() {
     let program = Program::new();
     // Nothing listens on a port that was just given back.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let url = format!("registry.url=http://127.0.0.1:{port}");
+    let url = format!("kafka.schema_registry_url=http://127.0.0.1:{port}");
     let ended = program.run(&["schema", "check", "--set", &url]);
     assert_eq!(ended.code, 69, "{}", ended.stderr);
     assert!(ended.stderr.contains("does not answer"), "{}", ended.stderr);
@@ -86,7 +86,7 @@ async fn a_registry_is_asked_for_every_version() {
     };
     let program = Program::new();
     let prefix = format!("cli-{}-", Id::new());
-    let set = [&*format!("registry.url={url}"), &*format!("kafka.topic_prefix={prefix}")];
+    let set = [&*format!("kafka.schema_registry_url={url}"), &*format!("kafka.topic_prefix={prefix}")];
     let check = || program.run(&["schema", "check", "--output", "json", "--set", set[0], "--set", set[1]]);
     let status = |report: &serde_json::Value, record: &str| {
         let mut schemas = report["schemas"].as_array().unwrap().iter();
@@ -96,7 +96,7 @@ async fn a_registry_is_asked_for_every_version() {
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     assert_eq!(status(&ended.json(), "JobCancelled"), json!("new"));
 
-    let config = Config::defaults_in(program.dir(), &[("registry.url", &url)]).unwrap();
+    let config = Config::defaults_in(program.dir(), &[("kafka.schema_registry_url", &url)]).unwrap();
     let registry = SchemaRegistry::new(&config.registry).unwrap();
     let schemas = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas");
     let ours = std::fs::read_to_string(schemas.join("job.cancelled.avsc")).unwrap();

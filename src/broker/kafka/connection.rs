@@ -32,7 +32,7 @@ pub(super) fn client(config: &KafkaConfig) -> ClientConfig {
         .set_log_level(RDKafkaLogLevel::Warning);
     for (key, file) in [
         ("ssl.ca.location", &config.ca_file),
-        ("ssl.certificate.location", &config.certificate_file),
+        ("ssl.certificate.location", &config.cert_file),
         ("ssl.key.location", &config.key_file),
     ] {
         if let Some(file) = file {

@@ -98,7 +98,7 @@ impl Connection {
 }
 
 fn signed_in(options: ConnectOptions, config: &config::Nats) -> Result<ConnectOptions, NatsError> {
-    if let (Some(user), Some(password)) = (&config.user, &config.password) {
+    if let (Some(user), Some(password)) = (&config.username, &config.password) {
         return Ok(options.user_and_password(user.clone(), password.expose().to_owned()));
     }
     if let Some(seed) = &config.nkey_seed {
@@ -116,7 +116,7 @@ fn signed_in(options: ConnectOptions, config: &config::Nats) -> Result<ConnectOp
 
 async fn secured(mut options: ConnectOptions, config: &config::Nats) -> Result<ConnectOptions, NatsError> {
     let files =
-        [("nats.tls_ca", &config.tls_ca), ("nats.tls_cert", &config.tls_cert), ("nats.tls_key", &config.tls_key)];
+        [("nats.ca_file", &config.ca_file), ("nats.cert_file", &config.cert_file), ("nats.key_file", &config.key_file)];
     for (field, path) in files {
         let Some(path) = path else { continue };
         tokio::fs::read(path).await.map_err(|why| NatsError::Setup {
@@ -125,10 +125,10 @@ async fn secured(mut options: ConnectOptions, config: &config::Nats) -> Result<C
             fix: "name a readable PEM file",
         })?;
     }
-    if let Some(authority) = &config.tls_ca {
+    if let Some(authority) = &config.ca_file {
         options = options.add_root_certificates(authority.clone()).require_tls(true);
     }
-    if let (Some(certificate), Some(key)) = (&config.tls_cert, &config.tls_key) {
+    if let (Some(certificate), Some(key)) = (&config.cert_file, &config.key_file) {
         options = options.add_client_certificate(certificate.clone(), key.clone()).require_tls(true);
     }
     Ok(options)

@@ -72,7 +72,8 @@ async fn a_missing_topic_is_an_error_where_none_may_be_created() {
 async fn opening_again_finds_everything_as_it_was() {
     let Some(site) = Site::find() else { return };
     let fresh = Fresh::with(site, &[]).await;
-    let second = open(&fresh.site, &fresh.prefix, &[("kafka.create_topics", "false"), ("registry.register", "false")]);
+    let second =
+        open(&fresh.site, &fresh.prefix, &[("kafka.create_topics", "false"), ("kafka.register_schemas", "false")]);
     let second = second.await.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(second.health().cluster, Health::Up);
     assert_eq!(second.health().registry, Health::Up);
@@ -99,10 +100,10 @@ async fn a_schema_that_others_could_not_read_refuses_the_start() {
     for part in [&*subject, "version 1", "'reason'", "'motive'"] {
         assert!(wrong.contains(part), "{part} is missing in {wrong}");
     }
-    config.registry.register = false;
+    config.registry.register_schemas = false;
     topology.types = vec![(TOPIC.into(), event_type("job.failed"))];
     let wrong = text(within(Kafka::open_with(&config.kafka, &config.registry, topology)).await);
-    assert!(wrong.contains("JobFailed") && wrong.contains("registry.register is off"), "{wrong}");
+    assert!(wrong.contains("JobFailed") && wrong.contains("kafka.register_schemas is off"), "{wrong}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -110,7 +111,8 @@ async fn a_registry_that_is_away_at_the_start_is_awaited() {
     let Some(site) = Site::find() else { return };
     let proxy = Proxy::start(&site.registry_address(), Mode::Answer(503)).await;
     let behind = site.registry_at(proxy.port());
-    let fresh = Fresh::with(site, &[("registry.url", &behind), ("registry.timeout", "1s")]).await;
+    let fresh =
+        Fresh::with(site, &[("kafka.schema_registry_url", &behind), ("kafka.schema_registry_timeout", "1s")]).await;
     let window = [Outgoing { event: event("alpha", 1), route: route_to(TOPIC, "alpha") }];
     let refused = try_publish(&*fresh.kafka.publisher(), &window).await.remove(0);
     assert!(matches!(&refused, Err(PublishError::Down(why)) if why.contains("registry")), "{refused:?}");

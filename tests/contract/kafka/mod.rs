@@ -57,7 +57,7 @@ impl Site {
             ("kafka.brokers", &*self.bootstrap),
             ("kafka.topic_prefix", prefix),
             ("kafka.commit_interval", "100ms"),
-            ("registry.url", &*self.registry),
+            ("kafka.schema_registry_url", &*self.registry),
         ];
         let set: Vec<_> = own.into_iter().chain(set.iter().copied()).collect();
         let directory = tempfile::tempdir().unwrap();

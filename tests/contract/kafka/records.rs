@@ -210,7 +210,8 @@ async fn a_registry_that_is_away_or_refuses_us_pauses_and_nothing_is_lost() {
     let Some(site) = Site::find() else { return };
     let proxy = Proxy::start(&site.registry_address(), Mode::Forward).await;
     let behind = site.registry_at(proxy.port());
-    let fresh = Fresh::with(site, &[("registry.url", &behind), ("registry.timeout", "1s")]).await;
+    let fresh =
+        Fresh::with(site, &[("kafka.schema_registry_url", &behind), ("kafka.schema_registry_timeout", "1s")]).await;
     fresh
         .write_version(&event("alpha", 1), &older(), |payload| payload.retain(|(name, _)| name != "refund_amount_usd"))
         .await;

@@ -103,7 +103,7 @@ impl Secured {
             ("kafka.username", "ada"),
             ("kafka.password", "s3cret"),
             ("kafka.ca_file", &ca),
-            ("kafka.certificate_file", &certificate),
+            ("kafka.cert_file", &certificate),
             ("kafka.key_file", &key),
             ("kafka.request_timeout", "5s"),
         ];
@@ -181,10 +181,10 @@ async fn a_registry_that_asks_for_a_password_gets_it_over_tls_and_a_false_one_do
     let url = site.registry_at(tls.port).replace("http:", "https:");
     let ca = directory.path().join("ca.pem").display().to_string();
     let known = [
-        ("registry.url", &*url),
-        ("registry.ca_file", &*ca),
-        ("registry.username", "ada"),
-        ("registry.password", "s3cret"),
+        ("kafka.schema_registry_url", &*url),
+        ("kafka.schema_registry_ca_file", &*ca),
+        ("kafka.schema_registry_username", "ada"),
+        ("kafka.schema_registry_password", "s3cret"),
     ];
     let fresh = Fresh::with(site, &known).await;
     assert_eq!(fresh.kafka.health().registry, Health::Up);
@@ -200,6 +200,6 @@ async fn a_registry_that_asks_for_a_password_gets_it_over_tls_and_a_false_one_do
         assert!(why.to_lowercase().contains(expected) && !why.contains("s3cret"), "{why}");
         within(opened.shutdown()).await;
     };
-    kept_out(("registry.password", "s3cret-not"), "401").await;
-    kept_out(("registry.ca_file", ""), "certificate").await;
+    kept_out(("kafka.schema_registry_password", "s3cret-not"), "401").await;
+    kept_out(("kafka.schema_registry_ca_file", ""), "certificate").await;
 }

@@ -130,7 +130,7 @@ async fn a_password_over_tls_opens_the_door() {
     let Some(program) = program() else { return };
     let secured = Secured::start(program, false);
     let ca = secured.path("ca.pem");
-    works(secured.open(&[("nats.tls_ca", &ca), ("nats.user", "ada"), ("nats.password", "s3cret")]).await).await;
+    works(secured.open(&[("nats.ca_file", &ca), ("nats.username", "ada"), ("nats.password", "s3cret")]).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,7 +138,7 @@ async fn an_nkey_over_tls_opens_the_door() {
     let Some(program) = program() else { return };
     let secured = Secured::start(program, false);
     let (ca, seed) = (secured.path("ca.pem"), secured.nkey.seed().unwrap());
-    works(secured.open(&[("nats.tls_ca", &ca), ("nats.nkey_seed", &seed)]).await).await;
+    works(secured.open(&[("nats.ca_file", &ca), ("nats.nkey_seed", &seed)]).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -147,7 +147,8 @@ async fn a_client_certificate_is_shown_where_it_is_wanted() {
     let secured = Secured::start(program, true);
     let (ca, seed) = (secured.path("ca.pem"), secured.nkey.seed().unwrap());
     let (cert, key) = (secured.path("client.pem"), secured.path("client.key"));
-    let set = [("nats.tls_ca", &*ca), ("nats.tls_cert", &*cert), ("nats.tls_key", &*key), ("nats.nkey_seed", &*seed)];
+    let set =
+        [("nats.ca_file", &*ca), ("nats.cert_file", &*cert), ("nats.key_file", &*key), ("nats.nkey_seed", &*seed)];
     works(secured.open(&set).await).await;
 }
 
@@ -156,8 +157,12 @@ async fn a_wrong_password_is_named() {
     let Some(program) = program() else { return };
     let secured = Secured::start(program, false);
     let ca = secured.path("ca.pem");
-    let set =
-        [("nats.tls_ca", &*ca), ("nats.user", "ada"), ("nats.password", "s3cret-not"), ("nats.connect_timeout", "1s")];
+    let set = [
+        ("nats.ca_file", &*ca),
+        ("nats.username", "ada"),
+        ("nats.password", "s3cret-not"),
+        ("nats.connect_timeout", "1s"),
+    ];
     is_kept_out(secured.open(&set).await, "authorization violation").await;
 }
 
@@ -169,6 +174,6 @@ async fn a_server_that_a_foreign_authority_signed_is_not_trusted() {
     authority(other.path());
     let ca = other.path().join("ca.pem").display().to_string();
     let set =
-        [("nats.tls_ca", &*ca), ("nats.user", "ada"), ("nats.password", "s3cret"), ("nats.connect_timeout", "1s")];
+        [("nats.ca_file", &*ca), ("nats.username", "ada"), ("nats.password", "s3cret"), ("nats.connect_timeout", "1s")];
     is_kept_out(secured.open(&set).await, "certificate").await;
 }

@@ -1,0 +1,17 @@
+//! The gateway on RabbitMQ, Kafka, NATS JetStream and PostgreSQL: the real binary plays a
+//! workload log, other clients look into what the brokers have, nodes are killed meanwhile.
+//!
+//! `scripts/brokers env tests` says where the brokers are. Without it these tests say so and
+//! pass, or fail if `REQUIRE_BROKERS=1`. One runs at a time: NATS has the streams' names once.
+
+#[path = "../cli/gateway.rs"]
+mod gateway;
+#[expect(dead_code, reason = "the tests of the command line use the rest of it")]
+#[path = "../cli/program.rs"]
+mod program;
+
+mod faults;
+mod instances;
+mod play;
+mod readiness;
+mod world;

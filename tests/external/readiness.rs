@@ -1,0 +1,61 @@
+//! What is away is named, and does not stop the gateway from accepting.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::gateway::Gateway;
+use crate::world::{World, brokers};
+
+fn readyz(gateway: &Gateway) -> (u16, Value) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let answer = reqwest::get(format!("{}/readyz", gateway.url())).await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap())
+    })
+}
+
+fn degraded(gateway: &Gateway) -> Vec<String> {
+    let (_, body) = readyz(gateway);
+    let names = |component: &Value| component["name"].as_str().unwrap().to_owned();
+    body["degraded"].as_array().map(|all| all.iter().map(names).collect()).unwrap_or_default()
+}
+
+fn until(gateway: &Gateway, wanted: &[&str]) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let found = degraded(gateway);
+        if found == wanted {
+            return;
+        }
+        assert!(Instant::now() < deadline, "degraded is {found:?}, not {wanted:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn a_cluster_that_is_away_is_named_and_jobs_are_accepted() {
+    let Some(world) = World::fresh() else { return };
+    let gateway = Gateway::start(&world.settings());
+    until(&gateway, &[]);
+    brokers(&["kill", "nats1", "nats2", "nats3"]);
+    until(&gateway, &["nats"]);
+    assert_eq!(readyz(&gateway).0, 200);
+    let submitted = gateway.run(&["jobs", "submit", "--agent", "external", "--dataset", "d"]);
+    assert_eq!(submitted.code, 0, "{}", submitted.stderr);
+    brokers(&["start", "nats1", "nats2", "nats3"]);
+    until(&gateway, &[]);
+    // What waited arrives: every leg of the job becomes done.
+    let job = submitted.stdout.trim().to_owned();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let ledger = gateway.run(&["ledger", &job, "--output", "json"]);
+        let text = ledger.json().to_string();
+        if !text.contains("\"pending\"") {
+            assert!(text.contains("\"done\""), "{text}");
+            return;
+        }
+        assert!(Instant::now() < deadline, "{text}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}

@@ -1,0 +1,101 @@
+//! Brokers and a database as a gateway finds them on its first day.
+
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use event_gateway::domain::Id;
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// Names of a test's own on the brokers, and the settings that say so.
+pub struct World {
+    settings: Vec<String>,
+    pub prefix: String,
+    pub vhost: String,
+    pub database: String,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl World {
+    /// `None` when there are no brokers and that is fine.
+    pub fn fresh() -> Option<Self> {
+        let [rabbitmq, kafka, nats, registry, postgres] =
+            ["RABBITMQ", "KAFKA", "NATS", "REGISTRY", "POSTGRES"].map(address);
+        let (rabbitmq, kafka, nats, registry, postgres) = (rabbitmq?, kafka?, nats?, registry?, postgres?);
+        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = Id::new().to_string().replace('-', "");
+        let (prefix, vhost, database) = (format!("t{id}-"), format!("t{id}"), format!("t{id}"));
+        brokers(&["rabbitmqctl", "rabbit1", "add_vhost", &vhost]);
+        let user = url::Url::parse(rabbitmq.split(',').next().unwrap()).unwrap().username().to_owned();
+        brokers(&["rabbitmqctl", "rabbit1", "set_permissions", "-p", &vhost, &user, ".*", ".*", ".*"]);
+        brokers(&["psql", &format!("CREATE DATABASE {database}")]);
+        forget_streams(&nats);
+        let mut database_url = url::Url::parse(&postgres).unwrap();
+        database_url.set_path(&database);
+        let settings = vec![
+            "brokers.mode=external".to_owned(),
+            format!("rabbitmq.urls={}", rabbitmq.replace("/%2f", &format!("/{vhost}"))),
+            format!("kafka.brokers={kafka}"),
+            format!("kafka.topic_prefix={prefix}"),
+            format!("nats.urls={nats}"),
+            format!("kafka.schema_registry_url={registry}"),
+            format!("store.url={database_url}"),
+        ];
+        Some(Self { settings, prefix, vhost, database, _turn: turn })
+    }
+
+    /// For `--set`.
+    pub fn settings(&self) -> Vec<&str> {
+        self.settings.iter().map(String::as_str).collect()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // The directory of the brokers goes with the test run; this only keeps it small.
+        let forced = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.database);
+        run(&["psql", &forced]).ok();
+        run(&["rabbitmqctl", "rabbit1", "delete_vhost", &self.vhost]).ok();
+    }
+}
+
+pub fn address(of: &str) -> Option<String> {
+    let name = format!("EVENT_GATEWAY_TEST_{of}");
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let found = variable(&name);
+    if found.is_none() {
+        let required = variable("REQUIRE_BROKERS").is_some_and(|value| value == "1");
+        assert!(!required, "REQUIRE_BROKERS=1, but {name} is not set");
+        eprintln!("SKIPPED: {name} is not set");
+    }
+    found
+}
+
+/// `scripts/brokers`, which has to succeed.
+pub fn brokers(arguments: &[&str]) -> String {
+    run(arguments).unwrap_or_else(|why| panic!("scripts/brokers {}: {why}", arguments.join(" ")))
+}
+
+fn run(arguments: &[&str]) -> Result<String, String> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/brokers");
+    let output = Command::new(script).args(arguments).output().map_err(|error| error.to_string())?;
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    if output.status.success() {
+        Ok(text(output.stdout))
+    } else {
+        Err(format!("{}: {}{}", output.status, text(output.stdout), text(output.stderr)))
+    }
+}
+
+/// Streams of earlier tests hold commands of jobs that no database knows any more.
+fn forget_streams(nats: &str) {
+    let servers: Vec<String> = nats.split(',').map(str::to_owned).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let jetstream = async_nats::jetstream::new(async_nats::connect(servers).await.unwrap());
+        for stream in ["COMMANDS_JOB", "COMMANDS_JOB_CANCEL"] {
+            // Mostly it is not there.
+            jetstream.delete_stream(stream).await.ok();
+        }
+    });
+}
