@@ -64,13 +64,13 @@ impl Checkpointer {
 
     async fn step(&mut self) -> Result<(), sqlx::Error> {
         let log = self.checkpoint("PRAGMA wal_checkpoint(NOOP)").await?;
-        if log.pages - log.copied < self.worth {
+        if log.pages < self.long && log.pages - log.copied < self.worth {
             return Ok(());
         }
         let log = self.checkpoint("PRAGMA wal_checkpoint(PASSIVE)").await?;
         if log.pages >= self.long {
             // What came meanwhile is little. Once it is copied, too, the next COMMIT begins the
-            // log anew.
+            // log anew, unless somebody reads it just then.
             let _nobody_commits = self.writer.clone().lock_owned().await;
             self.checkpoint("PRAGMA wal_checkpoint(PASSIVE)").await?;
         }
