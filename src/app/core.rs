@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::consumer::audit::Audit;
 use crate::consumer::metrics::MetricsConsumer;
 use crate::consumer::orchestrator::Orchestrator;
-use crate::consumer::{ConsumerParts, Declaration, Handler, declaration};
+use crate::consumer::{ConsumerParts, Declaration, Handler, dead_letter, declaration};
 use crate::domain::Broker;
 use crate::domain::catalogue::Catalogue;
 use crate::domain::factory::EventFactory;
@@ -205,9 +205,18 @@ impl Core {
             metrics: metrics.clone(),
         };
         let mut consumers = Vec::new();
+        let mut owners = Vec::new();
         for handler in handlers {
-            let subscriber = brokers.subscriber(&handler.declaration().source);
-            consumers.extend(crate::consumer::spawn(handler, subscriber, &parts, &stop_consumers).handles);
+            let declaration = handler.declaration();
+            let subscriber = brokers.subscriber(&declaration.source);
+            let tasks = crate::consumer::spawn(handler, subscriber, &parts, &stop_consumers);
+            consumers.extend(tasks.handles);
+            if matches!(declaration.source, Source::Queue { .. }) {
+                owners.push(dead_letter::Owner { declaration, retry_soon: tasks.retry_soon });
+            }
+        }
+        if let Some(source) = brokers.dead_letters() {
+            consumers.push(dead_letter::spawn(source, owners, &parts, &stop_consumers));
         }
         consumers.push(crate::task::spawn("orchestrator-timer", timer.run(stop_consumers.child_token())));
         let keeper = super::housekeeping::Housekeeping {

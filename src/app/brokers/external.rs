@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::StartError;
+use crate::broker::dead_letters::DeadLetterSource;
 use crate::broker::kafka::{self, Kafka};
 use crate::broker::nats::{Nats, NatsTopology};
 use crate::broker::rabbitmq::{self, RabbitMq};
@@ -69,6 +70,11 @@ impl External {
             Broker::Kafka => self.kafka.as_ref().map(Kafka::subscriber),
             Broker::Nats => self.nats.as_ref().map(Nats::subscriber),
         }
+    }
+
+    /// Of RabbitMQ.
+    pub fn dead_letters(&self) -> Option<Arc<dyn DeadLetterSource>> {
+        self.rabbitmq.as_ref().map(RabbitMq::dead_letters)
     }
 
     /// Shows each of them in readiness, as long as the tasks run.

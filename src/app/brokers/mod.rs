@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 
 use self::external::External;
 use super::core::StartError;
+use crate::broker::dead_letters::DeadLetterSource;
 use crate::broker::embedded::Embedded;
 use crate::broker::{Publisher, Source, Subscriber, Subscription};
 use crate::config::{BrokerMode, Config};
@@ -54,6 +55,11 @@ impl Brokers {
         let broker = broker_of(source);
         let embedded = || Some(self.embedded.as_ref()?.subscriber(broker));
         self.external.subscriber(broker).or_else(embedded).expect("a broker that is not external is embedded")
+    }
+
+    /// Messages that a broker took out of its queues by its own rules; `None` where none does.
+    pub fn dead_letters(&self) -> Option<Arc<dyn DeadLetterSource>> {
+        self.external.dead_letters()
     }
 
     /// Shows them in readiness, as long as the tasks run: abort them at shutdown.
