@@ -134,7 +134,8 @@ impl Agents {
         for problem in found.validator.iter_errors(params).take(20) {
             let path = problem.instance_path().to_string().trim_start_matches('/').replace('/', ".");
             let field = if path.is_empty() { "params".to_owned() } else { format!("params.{path}") };
-            errors.push(FieldError::new(field, "params_schema", problem.to_string()));
+            // The value itself may be long, and each problem would repeat it.
+            errors.push(FieldError::new(field, "params_schema", problem.masked().to_string()));
         }
         if dataset_id.is_empty() || dataset_id.len() > 500 || dataset_id.chars().any(char::is_control) {
             errors.push(FieldError::new(

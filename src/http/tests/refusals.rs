@@ -84,6 +84,16 @@ async fn every_field_of_the_wrong_shape_is_named_at_once() {
 }
 
 #[tokio::test]
+async fn an_answer_does_not_repeat_what_is_long() {
+    let gateway = Gateway::start().await;
+    let long = "x".repeat(100_000);
+    let body = json!({ "agent": "AnomalyDetection", "dataset_id": "night-1.csv", "params": { "threshold": long } });
+    let reply = gateway.post("/api/v1/jobs", body).send().await;
+    assert_eq!(reply.wrong_field(), ("params.threshold".into(), "params_schema".into()));
+    assert!(reply.json().to_string().len() < 2_000);
+}
+
+#[tokio::test]
 async fn unknown_agents_say_which_there_are() {
     let gateway = Gateway::start().await;
     let reply = gateway.post("/api/v1/jobs", json!({ "agent": "Oracle", "dataset_id": "d" })).send().await;
