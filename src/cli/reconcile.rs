@@ -58,7 +58,7 @@ pub async fn run(command: Reconcile, global: &Global) -> Outcome {
         Failure::configuration(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
     })?;
     let stopped = quiet(&config)?;
-    let logs = open_logs(&config, &catalogue);
+    let logs = open_logs(&config, &catalogue).await.map_err(|error| Failure::failed(error.to_string()))?;
     let factory = Arc::new(EventFactory::new(catalogue, HashSet::new(), 0));
     let store = open_store(&config, factory).await.map_err(|error| Failure::failed(error.to_string()))?;
     let options = ReconcileOptions {
@@ -80,7 +80,6 @@ pub async fn run(command: Reconcile, global: &Global) -> Outcome {
 
 /// With a store in a file: keeps a gateway from starting meanwhile, if none runs.
 fn quiet(config: &Config) -> Result<Option<DataDirLock>, Failure> {
-    #[allow(irrefutable_let_patterns, reason = "for now a store is a file")]
     let StoreUrl::Sqlite(path) = &config.store.url else { return Ok(None) };
     if !path.exists() {
         return Err(Failure::failed(format!("there is no store at {}; see store.url", path.display())));

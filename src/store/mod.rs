@@ -226,15 +226,8 @@ pub trait Store: Send + Sync + 'static {
     /// Everything that happened in a job's name (the job, its commands, not its samples), oldest first.
     async fn job_deliveries(&self, job: Id, after: Option<i64>, limit: u32) -> Result<Vec<Deliveries>, StoreError>;
     async fn event_deliveries(&self, id: Id) -> Result<Option<Deliveries>, StoreError>;
-    /// A page of all events with where they went, newest first. Adapters do better than an
-    /// event at a time.
-    async fn deliveries(&self, page: Page<i64>) -> Result<Vec<Deliveries>, StoreError> {
-        let mut found = Vec::new();
-        for event in self.events(&EventFilter::default(), page).await? {
-            found.extend(self.event_deliveries(event.event_id).await?);
-        }
-        Ok(found)
-    }
+    /// A page of all events with where they went, newest first.
+    async fn deliveries(&self, page: Page<i64>) -> Result<Vec<Deliveries>, StoreError>;
     /// `job.metrics.recorded` payloads of one job in time order, at most `limit`.
     async fn samples(&self, job: Id, limit: u32) -> Result<Vec<SamplePoint>, StoreError>;
     /// Jobs by id; those that do not exist are left out.

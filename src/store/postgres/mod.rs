@@ -279,6 +279,14 @@ impl Store for PostgresStore {
         self.read(async |c| self.events.list(c, filter, page).await).await
     }
 
+    async fn deliveries(&self, page: Page<i64>) -> Result<Vec<Deliveries>, StoreError> {
+        self.read(async |c| {
+            let events = self.events.list(c, &EventFilter::default(), page).await?;
+            self.events.deliveries(c, events).await
+        })
+        .await
+    }
+
     async fn job_deliveries(&self, job: Id, after: Option<i64>, limit: u32) -> Result<Vec<Deliveries>, StoreError> {
         self.read(async |c| {
             let events = self.events.of_job(c, job, after, limit).await?;
@@ -365,12 +373,12 @@ impl Store for PostgresStore {
 
     async fn reopen_legs(&self, lost: &[BrokerEnd]) -> Result<u64, StoreError> {
         let log_of = |event: &Event, broker: Broker| {
-            event
-                .event_type
-                .routes(&event.aggregate_id, &event.payload.json)
-                .into_iter()
-                .find(|route| route.broker == broker)
-                .map(|route| route.target)
+            let routes = event.event_type.routes(&event.aggregate_id, &event.payload.json);
+            let target = routes.into_iter().find(|route| route.broker == broker)?.target;
+            match broker {
+                Broker::Rabbitmq | Broker::Kafka => Some(target),
+                Broker::Nats => self.events.catalogue.stream_of(&target).map(|stream| stream.name.clone()),
+            }
         };
         self.write(async |c| outbox::reopen(c, lost, log_of, &self.events).await).await
     }
