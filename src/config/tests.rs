@@ -194,14 +194,13 @@ fn a_secret_may_be_in_a_file_and_is_never_shown() {
 }
 
 #[test]
-fn what_this_version_lacks_is_refused_and_named() {
-    let result = from_environment(&[
-        ("GATEWAY__STORE__URL", "postgres://gateway@db/gateway"),
-        ("GATEWAY__BROKERS__MODE", "external"),
-    ]);
-    let problems = problems(result);
-    assert_eq!(fields(&problems), ["store.url", "brokers.mode"]);
-    assert!(problems.iter().all(|problem| problem.reason.contains("this version has no")), "{problems:?}");
+fn a_broker_may_have_a_mode_of_its_own() {
+    let loaded = from_environment(&[("GATEWAY__BROKERS__MODE", "external"), ("GATEWAY__NATS__MODE", "embedded")]);
+    let config = loaded.unwrap().config;
+    let modes = Broker::ALL.map(|broker| config.broker_mode(broker));
+    assert_eq!(modes, [BrokerMode::External, BrokerMode::External, BrokerMode::Embedded]);
+    let problems = problems(from_environment(&[("GATEWAY__KAFKA__MODE", "elsewhere")]));
+    assert_eq!(fields(&problems), ["kafka.mode"]);
 }
 
 #[test]
