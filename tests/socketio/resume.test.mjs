@@ -41,7 +41,15 @@ async function follower(url, user, channels, options) {
   };
   client.socket.on("job_update", (update) => (held === null ? take(update) : held.push(update)));
   client.socket.on("disconnect", () => (held = []));
-  client.socket.on("connect", () => void resume());
+  const resumeAgain = async () => {
+    try {
+      await resume();
+    } catch (error) {
+      // Cut once more before the answer came: the next connection asks again.
+      if (!/has been disconnected/.test(error.message)) throw error;
+    }
+  };
+  client.socket.on("connect", () => void resumeAgain());
   await resume();
   client.follows = (name, offset) => client.until(`${name} at ${offset}`, () => last(name) >= offset);
   // until() looks again with every event; an answer is none.
@@ -54,14 +62,19 @@ async function follower(url, user, channels, options) {
   return client;
 }
 
-for (const transports of [["websocket"], ["polling"]]) {
+// Nobody tells the gateway that a polling client is cut off: its sessions count among the five
+// of a user until their heartbeat is missed, so that it may be cut off three times in a moment.
+for (const [transports, rounds] of [
+  [["websocket"], 5],
+  [["polling"], 3],
+]) {
   it(`a connection cut again and again misses nothing (${transports})`, async () => {
     const user = someone();
     const run = await gateway.running(user);
     const proxy = await Proxy.to(gateway.url);
     const channels = { [run.channel]: 2, [`user:${user}`]: 2 };
     const client = await follower(proxy.url, user, channels, { transports });
-    for (let round = 0; round < 5; round += 1) {
+    for (let round = 0; round < rounds; round += 1) {
       await run.report(5);
       proxy.cut();
       await run.report(5);
