@@ -33,12 +33,12 @@ impl External {
     /// What waiting does not help, of all of them at once. Nothing runs then.
     pub async fn open(config: &Config, catalogue: &Catalogue, durable: &[Subscription]) -> Result<Self, StartError> {
         let is_external = |broker| config.broker_mode(broker) == BrokerMode::External;
-        let queues = rabbitmq::Topology::new(&config.rabbitmq, catalogue, durable);
-        let streams = NatsTopology::from_catalogue(catalogue, durable.to_vec());
-        let rabbitmq = is_external(Broker::Rabbitmq).then(|| RabbitMq::open(&config.rabbitmq, queues));
+        let rabbitmq = is_external(Broker::Rabbitmq)
+            .then(|| RabbitMq::open(&config.rabbitmq, rabbitmq::Topology::new(&config.rabbitmq, catalogue, durable)));
         let kafka =
             is_external(Broker::Kafka).then(|| Kafka::open(&config.kafka, &config.registry, catalogue, durable));
-        let nats = is_external(Broker::Nats).then(|| Nats::open(&config.nats, streams));
+        let nats = is_external(Broker::Nats)
+            .then(|| Nats::open(&config.nats, NatsTopology::from_catalogue(catalogue, durable.to_vec())));
         let (rabbitmq, kafka, nats) =
             tokio::join!(OptionFuture::from(rabbitmq), OptionFuture::from(kafka), OptionFuture::from(nats));
         let mut wrong = Vec::new();
