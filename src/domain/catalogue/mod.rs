@@ -159,6 +159,16 @@ impl Catalogue {
     pub fn stream_of(&self, subject: &str) -> Option<&Stream> {
         self.streams.iter().find(|stream| stream.covers(subject))
     }
+
+    /// The log in which `broker` keeps an event: its exchange, topic, or the stream of its subject.
+    pub fn log_of(&self, event: &Event, broker: Broker) -> Option<Arc<str>> {
+        let routes = event.event_type.routes(&event.aggregate_id, &event.payload.json);
+        let target = routes.into_iter().find(|route| route.broker == broker)?.target;
+        match broker {
+            Broker::Rabbitmq | Broker::Kafka => Some(target),
+            Broker::Nats => self.stream_of(&target).map(|stream| stream.name.clone()),
+        }
+    }
 }
 
 impl EventType {

@@ -226,12 +226,7 @@ pub(super) async fn ends(c: &mut PgConnection) -> Result<Vec<BrokerEnd>, StoreEr
 }
 
 /// Done legs whose record is gone become pending again.
-pub(super) async fn reopen(
-    c: &mut PgConnection,
-    lost: &[BrokerEnd],
-    log_of: impl Fn(&Event, Broker) -> Option<Arc<str>>,
-    reader: &EventReader,
-) -> Result<u64, StoreError> {
+pub(super) async fn reopen(c: &mut PgConnection, lost: &[BrokerEnd], reader: &EventReader) -> Result<u64, StoreError> {
     let mut reopened = 0;
     for end in lost {
         // Few rows: what the broker had confirmed but not synced when the machine died.
@@ -249,7 +244,7 @@ pub(super) async fn reopen(
         let mut positions = Vec::new();
         for row in &rows {
             let event = reader.read(row)?;
-            if log_of(&event, end.broker).as_ref() == Some(&end.log) {
+            if reader.catalogue.log_of(&event, end.broker).as_ref() == Some(&end.log) {
                 positions.push(event.position);
             }
         }

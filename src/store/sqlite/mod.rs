@@ -401,15 +401,7 @@ impl Store for SqliteStore {
     }
 
     async fn reopen_legs(&self, lost: &[BrokerEnd]) -> Result<u64, StoreError> {
-        let log_of = |event: &Event, broker: Broker| {
-            let routes = event.event_type.routes(&event.aggregate_id, &event.payload.json);
-            let target = routes.into_iter().find(|route| route.broker == broker)?.target;
-            match broker {
-                Broker::Rabbitmq | Broker::Kafka => Some(target),
-                Broker::Nats => self.events.catalogue.stream_of(&target).map(|stream| stream.name.clone()),
-            }
-        };
-        self.write(async |c| outbox::reopen(c, lost, log_of, &self.events).await).await
+        self.write(async |c| outbox::reopen(c, lost, &self.events).await).await
     }
 
     async fn backlog_due(

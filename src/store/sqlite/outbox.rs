@@ -164,7 +164,6 @@ pub(super) async fn ends(connection: &mut SqliteConnection) -> Result<Vec<Broker
 pub(super) async fn reopen(
     connection: &mut SqliteConnection,
     lost: &[BrokerEnd],
-    log_of: impl Fn(&Event, Broker) -> Option<Arc<str>>,
     reader: &EventReader,
 ) -> Result<u64, StoreError> {
     let mut reopened = 0;
@@ -184,7 +183,7 @@ pub(super) async fn reopen(
         let mut positions = Vec::new();
         for row in &rows {
             let event = reader.read(row)?;
-            if log_of(&event, end.broker).as_ref() == Some(&end.log) {
+            if reader.catalogue.log_of(&event, end.broker).as_ref() == Some(&end.log) {
                 positions.push(event.position);
             }
         }
