@@ -219,12 +219,7 @@ impl Drain {
             ordered,
             from_backlog: false,
             verdict: Verdict::Failed { error: history(letter), attempts: 1, retry_at: None },
-            message: Some(StoredMessage {
-                headers: Some(headers.clone()),
-                encoding: letter.delivery.encoding,
-                body: letter.delivery.body.clone(),
-                position: letter.delivery.position.to_string(),
-            }),
+            message: Some(super::as_it_came(&letter.delivery)),
             at: Timestamp::now(),
         }
     }

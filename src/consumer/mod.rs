@@ -20,15 +20,25 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::broker::Source;
+use crate::broker::{Delivery, Source};
 use crate::domain::catalogue::{EventType, Order, PayloadError};
 use crate::domain::event::{Encoding, Headers};
 use crate::domain::factory::Cause;
 use crate::domain::payload::Payload;
 use crate::domain::{EventDraft, Timestamp};
-use crate::store::{Effect, JobWrite};
+use crate::store::{Effect, JobWrite, StoredMessage};
 
 pub use runtime::{ConsumerParts, ConsumerTasks, spawn};
+
+/// The message as it came, to be kept for retries or a person.
+fn as_it_came(delivery: &Delivery) -> StoredMessage {
+    StoredMessage {
+        headers: delivery.headers.as_ref().ok().cloned(),
+        encoding: delivery.encoding,
+        body: delivery.body.clone(),
+        position: delivery.position.to_string(),
+    }
+}
 
 /// What a consumer is, declared once and checked at start-up.
 #[derive(Clone, Debug)]

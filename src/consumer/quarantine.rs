@@ -4,7 +4,7 @@ use sha2::Digest;
 
 use crate::broker::Delivery;
 use crate::domain::{Id, Timestamp};
-use crate::store::{DeliveryClaim, StoredMessage, Verdict};
+use crate::store::{DeliveryClaim, Verdict};
 
 /// The dead letter that keeps these bytes for `consumer`. Its order is unknown.
 pub(super) fn claim(consumer: &str, delivery: &Delivery, why: &str) -> DeliveryClaim {
@@ -16,12 +16,7 @@ pub(super) fn claim(consumer: &str, delivery: &Delivery, why: &str) -> DeliveryC
         ordered: false,
         from_backlog: false,
         verdict: Verdict::Failed { error: format!("order unknown: {why}"), attempts: 1, retry_at: None },
-        message: Some(StoredMessage {
-            headers: delivery.headers.as_ref().ok().cloned(),
-            encoding: delivery.encoding,
-            body: delivery.body.clone(),
-            position: delivery.position.to_string(),
-        }),
+        message: Some(super::as_it_came(delivery)),
         at: Timestamp::now(),
     }
 }

@@ -306,12 +306,7 @@ impl Reader {
                     encoding: delivery.encoding,
                     body: delivery.body.clone(),
                 },
-                stored: StoredMessage {
-                    headers: Some(headers.clone()),
-                    encoding: delivery.encoding,
-                    body: delivery.body.clone(),
-                    position: delivery.position.to_string(),
-                },
+                stored: super::as_it_came(delivery),
                 attempts: 0,
                 from_backlog: false,
             });
