@@ -56,15 +56,19 @@ pub struct Ready {
     ),
 )]
 pub async fn readyz(State(state): State<Arc<AppState>>) -> Result<Json<Ready>, Problem> {
-    let mut missing = state.readiness.missing();
     // Anybody may ask; why something is down is for operators.
-    missing.iter_mut().for_each(|component| component.why.clear());
-    if missing.iter().all(|component| !component.required) {
-        return Ok(Json(Ready { status: "ready", degraded: missing }));
+    let without_why = |mut components: Vec<Component>| {
+        components.iter_mut().for_each(|component| component.why.clear());
+        components
+    };
+    match state.readiness.check() {
+        Ok(degraded) => Ok(Json(Ready { status: "ready", degraded: without_why(degraded) })),
+        Err(missing) => {
+            let names: Vec<&str> = missing.iter().map(|component| component.name).collect();
+            let problem = Problem::new(Kind::NotReady, format!("not up: {}", names.join(", ")));
+            Err(problem.missing(without_why(missing)))
+        }
     }
-    let names: Vec<&str> = missing.iter().map(|component| component.name).collect();
-    let problem = Problem::new(Kind::NotReady, format!("not up: {}", names.join(", ")));
-    Err(problem.missing(missing))
 }
 
 /// Every component of this instance.

@@ -87,7 +87,13 @@ impl Readiness {
     }
 
     pub fn is_ready(&self) -> bool {
-        self.components.lock().iter().all(|component| !component.required || component.state == ComponentState::Up)
+        self.check().is_ok()
+    }
+
+    /// [`Readiness::missing`]: `Err` when one of them holds readiness back.
+    pub fn check(&self) -> Result<Vec<Component>, Vec<Component>> {
+        let missing = self.missing();
+        if missing.iter().any(|component| component.required) { Err(missing) } else { Ok(missing) }
     }
 
     /// Says a change once: in the log, in the metric and here.
