@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use super::StoreError;
 use crate::domain::{Id, Timestamp};
 
 /// One kind of rows that grow old.
@@ -67,6 +68,28 @@ impl PruneStep {
     /// The first step over `what`.
     pub fn first(what: Prunable, before: Timestamp, limit: u32) -> Self {
         Self { what, before, after: None, limit, dry_run: false }
+    }
+
+    /// Where a scan that found `rows` goes on: behind the last, unless it was the end.
+    pub(super) fn behind<R>(
+        &self,
+        rows: &[R],
+        place: impl Fn(&R) -> Result<Place, StoreError>,
+    ) -> Result<Option<Place>, StoreError> {
+        if rows.len() < self.limit as usize { Ok(None) } else { rows.last().map(place).transpose() }
+    }
+
+    /// After `rows` were deleted from the old end: the next step starts there again.
+    pub(super) fn from_the_old_end(&self, rows: u64) -> Pruned {
+        Pruned { rows, next: (rows == u64::from(self.limit)).then_some(Place::Position(0)) }
+    }
+
+    /// The position or number behind which this step looks.
+    pub(super) fn position(&self) -> i64 {
+        match self.after {
+            Some(Place::Position(position)) => position,
+            _ => 0,
+        }
     }
 }
 

@@ -28,15 +28,6 @@ pub(super) async fn step(c: &mut PgConnection, step: &PruneStep) -> Result<Prune
     }
 }
 
-/// Where a scan that found `rows` goes on.
-fn next(
-    rows: &[PgRow],
-    step: &PruneStep,
-    place: impl Fn(&PgRow) -> Result<Place, StoreError>,
-) -> Result<Option<Place>, StoreError> {
-    if rows.len() < step.limit as usize { Ok(None) } else { rows.last().map(place).transpose() }
-}
-
 async fn jobs(c: &mut PgConnection, step: &PruneStep) -> Result<Pruned, StoreError> {
     let after = match step.after {
         Some(Place::Id(id)) => id,
@@ -52,7 +43,7 @@ async fn jobs(c: &mut PgConnection, step: &PruneStep) -> Result<Pruned, StoreErr
     .bind(i64::from(step.limit))
     .fetch_all(&mut *c)
     .await?;
-    let next = next(&rows, step, |row| Ok(Place::Id(read_id(row, "id")?)))?;
+    let next = step.behind(&rows, |row| Ok(Place::Id(read_id(row, "id")?)))?;
     let mut gone = BTreeMap::new();
     for row in &rows {
         if row.try_get::<bool, _>("ended")? {
@@ -121,16 +112,12 @@ struct OldEvent {
 }
 
 async fn events(c: &mut PgConnection, step: &PruneStep) -> Result<Pruned, StoreError> {
-    let after = match step.after {
-        Some(Place::Position(position)) => position,
-        _ => 0,
-    };
     // The newest stays, as in every store.
     let rows = sqlx::query(
         "SELECT position, event_id, aggregate, aggregate_id FROM events \
          WHERE position > $1 AND position < (SELECT max(position) FROM events) ORDER BY position LIMIT $2",
     )
-    .bind(after)
+    .bind(step.position())
     .bind(i64::from(step.limit))
     .fetch_all(&mut *c)
     .await?;
@@ -155,7 +142,7 @@ async fn events(c: &mut PgConnection, step: &PruneStep) -> Result<Pruned, StoreE
     if !step.dry_run && !gone.is_empty() {
         delete_events(c, &gone).await?;
     }
-    let next = next(&rows, step, |row| Ok(Place::Position(row.try_get("position")?)))?;
+    let next = step.behind(&rows, |row| Ok(Place::Position(row.try_get("position")?)))?;
     Ok(Pruned { rows: gone.len() as u64, next })
 }
 
@@ -240,7 +227,7 @@ async fn inbox(c: &mut PgConnection, step: &PruneStep) -> Result<Pruned, StoreEr
             .execute(&mut *c)
             .await?;
     }
-    let same = next(&rows, step, |row| Ok(Place::Inbox(consumer.clone(), read_id(row, "event_id")?)))?;
+    let same = step.behind(&rows, |row| Ok(Place::Inbox(consumer.clone(), read_id(row, "event_id")?)))?;
     let next = match same {
         Some(place) => Some(place),
         None => next_consumer(c, &consumer).await?.map(|consumer| Place::Inbox(consumer, Id::ZERO)),
@@ -259,15 +246,11 @@ async fn next_consumer(c: &mut PgConnection, after: &str) -> Result<Option<std::
 /// Only from the old end, and never the last row: the chain is checked from the oldest
 /// row kept.
 async fn audit(c: &mut PgConnection, step: &PruneStep) -> Result<Pruned, StoreError> {
-    let after = match step.after {
-        Some(Place::Position(number)) => number,
-        _ => 0,
-    };
     let rows = sqlx::query(
         "SELECT number, at FROM audit_log WHERE number > $1 AND number < (SELECT max(number) FROM audit_log) \
          ORDER BY number LIMIT $2",
     )
-    .bind(after)
+    .bind(step.position())
     .bind(i64::from(step.limit))
     .fetch_all(&mut *c)
     .await?;
@@ -306,7 +289,7 @@ async fn timed_model(c: &mut PgConnection, step: &PruneStep, model: &str) -> Res
     .bind(i64::from(step.limit))
     .execute(c)
     .await?;
-    Ok(deleted(result.rows_affected(), step))
+    Ok(step.from_the_old_end(result.rows_affected()))
 }
 
 async fn idempotency(c: &mut PgConnection, step: &PruneStep) -> Result<Pruned, StoreError> {
@@ -325,14 +308,9 @@ async fn idempotency(c: &mut PgConnection, step: &PruneStep) -> Result<Pruned, S
     .bind(i64::from(step.limit))
     .execute(c)
     .await?;
-    Ok(deleted(result.rows_affected(), step))
+    Ok(step.from_the_old_end(result.rows_affected()))
 }
 
 fn counted(row: &PgRow) -> Result<Pruned, StoreError> {
     Ok(Pruned { rows: row.try_get::<i64, _>("old")?.cast_unsigned(), next: None })
-}
-
-/// What deletes from the old end starts there again.
-fn deleted(rows: u64, step: &PruneStep) -> Pruned {
-    Pruned { rows, next: (rows == u64::from(step.limit)).then_some(Place::Position(0)) }
 }

@@ -29,15 +29,6 @@ fn last_id(step: &PruneStep) -> Vec<u8> {
     }
 }
 
-/// Where a scan that found `rows` goes on.
-fn next(
-    rows: &[SqliteRow],
-    step: &PruneStep,
-    place: impl Fn(&SqliteRow) -> Result<Place, StoreError>,
-) -> Result<Option<Place>, StoreError> {
-    if rows.len() < step.limit as usize { Ok(None) } else { rows.last().map(place).transpose() }
-}
-
 async fn jobs(c: &mut SqliteConnection, step: &PruneStep) -> Result<Pruned, StoreError> {
     let rows = sqlx::query(
         "SELECT id, status IN ('COMPLETED', 'FAILED', 'CANCELLED') AND retry_at IS NULL AND updated_at < ?3 AS ended \
@@ -49,7 +40,7 @@ async fn jobs(c: &mut SqliteConnection, step: &PruneStep) -> Result<Pruned, Stor
     .bind(i64::from(step.limit))
     .fetch_all(&mut *c)
     .await?;
-    let next = next(&rows, step, |row| Ok(Place::Id(read_id(row, "id")?)))?;
+    let next = step.behind(&rows, |row| Ok(Place::Id(read_id(row, "id")?)))?;
     let mut gone = BTreeMap::new();
     for row in &rows {
         if row.try_get::<bool, _>("ended")? {
@@ -106,16 +97,12 @@ struct OldEvent {
 }
 
 async fn events(c: &mut SqliteConnection, step: &PruneStep) -> Result<Pruned, StoreError> {
-    let after = match step.after {
-        Some(Place::Position(position)) => position,
-        _ => 0,
-    };
     // The newest stays: the next position follows from it.
     let rows = sqlx::query(
         "SELECT position, event_id, aggregate, aggregate_id FROM events \
          WHERE position > ?1 AND position < (SELECT max(position) FROM events) ORDER BY position LIMIT ?2",
     )
-    .bind(after)
+    .bind(step.position())
     .bind(i64::from(step.limit))
     .fetch_all(&mut *c)
     .await?;
@@ -140,7 +127,7 @@ async fn events(c: &mut SqliteConnection, step: &PruneStep) -> Result<Pruned, St
     if !step.dry_run && !gone.is_empty() {
         delete_events(c, &gone).await?;
     }
-    let next = next(&rows, step, |row| Ok(Place::Position(row.try_get("position")?)))?;
+    let next = step.behind(&rows, |row| Ok(Place::Position(row.try_get("position")?)))?;
     Ok(Pruned { rows: gone.len() as u64, next })
 }
 
@@ -228,7 +215,7 @@ async fn inbox(c: &mut SqliteConnection, step: &PruneStep) -> Result<Pruned, Sto
             .execute(&mut *c)
             .await?;
     }
-    let same = next(&rows, step, |row| Ok(Place::Inbox(consumer.as_str().into(), read_id(row, "event_id")?)))?;
+    let same = step.behind(&rows, |row| Ok(Place::Inbox(consumer.as_str().into(), read_id(row, "event_id")?)))?;
     let next = match same {
         Some(place) => Some(place),
         None => next_consumer(c, &consumer).await?.map(|consumer| Place::Inbox(consumer.into(), Id::ZERO)),
@@ -247,15 +234,11 @@ async fn next_consumer(c: &mut SqliteConnection, after: &str) -> Result<Option<S
 /// Only from the old end, and never the last row: the chain is checked from the oldest
 /// row kept, and numbers go on from the newest.
 async fn audit(c: &mut SqliteConnection, step: &PruneStep) -> Result<Pruned, StoreError> {
-    let after = match step.after {
-        Some(Place::Position(number)) => number,
-        _ => 0,
-    };
     let rows = sqlx::query(
         "SELECT number, at FROM audit_log WHERE number > ?1 AND number < (SELECT max(number) FROM audit_log) \
          ORDER BY number LIMIT ?2",
     )
-    .bind(after)
+    .bind(step.position())
     .bind(i64::from(step.limit))
     .fetch_all(&mut *c)
     .await?;
@@ -294,7 +277,7 @@ async fn timed_model(c: &mut SqliteConnection, step: &PruneStep, model: &str) ->
     .bind(i64::from(step.limit))
     .execute(c)
     .await?;
-    Ok(deleted(result.rows_affected(), step))
+    Ok(step.from_the_old_end(result.rows_affected()))
 }
 
 async fn idempotency(c: &mut SqliteConnection, step: &PruneStep) -> Result<Pruned, StoreError> {
@@ -312,15 +295,10 @@ async fn idempotency(c: &mut SqliteConnection, step: &PruneStep) -> Result<Prune
     .bind(i64::from(step.limit))
     .execute(c)
     .await?;
-    Ok(deleted(result.rows_affected(), step))
+    Ok(step.from_the_old_end(result.rows_affected()))
 }
 
 fn counted(row: &SqliteRow) -> Result<Pruned, StoreError> {
     let old: i64 = row.try_get("old")?;
     Ok(Pruned { rows: old as u64, next: None })
-}
-
-/// What deletes from the old end starts there again.
-fn deleted(rows: u64, step: &PruneStep) -> Pruned {
-    Pruned { rows, next: (rows == u64::from(step.limit)).then_some(Place::Position(0)) }
 }
