@@ -31,6 +31,22 @@ macro_rules! event_columns {
 }
 pub(super) use event_columns;
 
+// The primary keys lead with the consumer, so the few there are get named; and joined in this
+// order: without CROSS the planner reads everything a consumer ever did.
+
+/// What consumers have done with the events of a list.
+const EFFECTS_DONE: &str = "WITH RECURSIVE consumers(name) AS (SELECT min(consumer) FROM inbox UNION ALL \
+       SELECT (SELECT min(consumer) FROM inbox WHERE consumer > name) FROM consumers WHERE name IS NOT NULL) \
+     SELECT i.consumer, i.event_id, i.at FROM consumers CROSS JOIN json_each(?) AS wanted CROSS JOIN inbox AS i \
+       ON i.consumer = consumers.name AND i.event_id = unhex(wanted.value)";
+
+/// What waits of the events of a list.
+const EFFECTS_WAITING: &str = "WITH RECURSIVE consumers(name) AS (SELECT min(consumer) FROM backlog UNION ALL \
+       SELECT (SELECT min(consumer) FROM backlog WHERE consumer > name) FROM consumers WHERE name IS NOT NULL) \
+     SELECT b.consumer, b.event_id, b.state, b.attempts, b.at, b.next_at, b.errors ->> '$[#-1].error' AS error \
+       FROM consumers CROSS JOIN json_each(?) AS wanted CROSS JOIN backlog AS b \
+       ON b.consumer = consumers.name AND b.event_id = unhex(wanted.value)";
+
 /// Turns rows into events.
 #[derive(Debug)]
 pub(super) struct EventReader {
@@ -175,13 +191,7 @@ impl EventReader {
         }
         let ids = hex_list(events.iter().map(|event| &event.draft.event_id));
         let mut effects: HashMap<Id, Vec<EffectRow>> = HashMap::new();
-        // The primary keys lead with the consumer: name the few there are.
-        let done = sqlx::query(
-            "WITH RECURSIVE consumers(name) AS (SELECT min(consumer) FROM inbox UNION ALL \
-               SELECT (SELECT min(consumer) FROM inbox WHERE consumer > name) FROM consumers WHERE name IS NOT NULL) \
-             SELECT inbox.consumer, inbox.event_id, inbox.at FROM consumers, json_each(?) AS wanted JOIN inbox \
-               ON inbox.consumer = consumers.name AND inbox.event_id = unhex(wanted.value)",
-        )
+        let done = sqlx::query(EFFECTS_DONE)
         .bind(&ids)
         .fetch_all(&mut *c)
         .await?;
@@ -197,10 +207,7 @@ impl EventReader {
             };
             effects.entry(effect.event_id).or_default().push(effect);
         }
-        let waiting = sqlx::query(
-            "SELECT b.consumer, b.event_id, b.state, b.attempts, b.at, b.next_at, b.errors ->> '$[#-1].error' AS error \
-             FROM backlog AS b WHERE b.event_id IN (SELECT unhex(value) FROM json_each(?))",
-        )
+        let waiting = sqlx::query(EFFECTS_WAITING)
         .bind(&ids)
         .fetch_all(&mut *c)
         .await?;
@@ -384,6 +391,36 @@ async fn snapshot(c: &mut SqliteConnection, channel: &Channel) -> Result<Snapsho
             let filter = JobFilter { user: Some(user.clone()), ..JobFilter::default() };
             let jobs: Vec<Job> = super::jobs::list(c, &filter, Page { before: None, limit: 50 }).await?;
             Ok(Snapshot::User { jobs, unread: 0 })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::domain::EventFactory;
+    use crate::store::sqlite::SqliteStore;
+
+    #[tokio::test]
+    async fn the_ledger_reads_no_more_than_the_events_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let factory = Arc::new(EventFactory::new(Arc::new(Catalogue::builtin().unwrap()), HashSet::new(), 0));
+        let store = SqliteStore::open(&dir.path().join("gateway.db"), factory).await.unwrap();
+        let mut reader = store.readers.acquire().await.unwrap();
+        for (statement, table) in [(EFFECTS_DONE, "SEARCH i "), (EFFECTS_WAITING, "SEARCH b ")] {
+            let explain = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}"));
+            let plan: Vec<String> = sqlx::query(explain)
+                .bind("[]")
+                .fetch_all(&mut *reader)
+                .await
+                .unwrap()
+                .iter()
+                .map(|row| row.get("detail"))
+                .collect();
+            let by_key = |line: &String| line.starts_with(table) && line.ends_with("(consumer=? AND event_id=?)");
+            assert!(plan.iter().any(by_key), "{plan:#?}");
         }
     }
 }
