@@ -96,6 +96,8 @@ pub struct Trace {
 const SCREENS_PER_USER: usize = 5;
 /// A call is repeated for so long before it counts as refused.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Between lines of progress where there is no terminal for a bar.
+const LINE_EVERY: Duration = Duration::from_secs(10);
 /// All screens are connected within this time, or the run does not start.
 const SCREENS_LIMIT: Duration = Duration::from_secs(30);
 
@@ -347,7 +349,6 @@ fn bar(length: u64) -> ProgressBar {
 
 /// Shows how far the run is: the bar on a terminal, else a line now and then.
 async fn progress(bar: ProgressBar, board: Arc<Board>, seen: Arc<Seen>, stop: CancellationToken) {
-    const LINE_EVERY: Duration = Duration::from_secs(10);
     let mut line_at = Instant::now() + LINE_EVERY;
     while !stop.is_cancelled() {
         let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);

@@ -9,6 +9,7 @@ use indicatif::ProgressBar;
 use tokio::time::Instant;
 
 use super::super::ledger::{self, Delivered};
+use super::LINE_EVERY;
 use super::calls::Calls;
 use super::report::{Accounts, Lost};
 use crate::client::{Api, ApiError};
@@ -61,7 +62,12 @@ async fn check(calls: &Calls, jobs: &[Id], accounts: &mut Accounts, bar: &Progre
         .map(|id| async move { (id, job(calls, id).await) })
         .buffer_unordered(IN_FLIGHT);
     let mut missing = HashMap::new();
+    let mut line_at = Instant::now() + LINE_EVERY;
     while let Some((id, answer)) = answers.next().await {
+        if bar.is_hidden() && Instant::now() >= line_at {
+            eprintln!("{} of {} jobs accounted for", bar.position(), bar.length().unwrap_or_default());
+            line_at += LINE_EVERY;
+        }
         match answer {
             Ok(whole) => {
                 bar.inc(1);
