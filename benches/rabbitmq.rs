@@ -11,7 +11,7 @@ use event_gateway::broker::rabbitmq::{Queue, RabbitMq, Topology};
 use event_gateway::broker::{Outgoing, Source, Subscription};
 use event_gateway::config::Config;
 use event_gateway::domain::catalogue::{Catalogue, EventType, ExchangeKind, Route};
-use event_gateway::domain::{Broker, EncodedPayload, Event, EventDraft, Id, Timestamp};
+use event_gateway::domain::{Broker, EncodedPayload, Event, EventDraft, Id, Origin, Timestamp};
 use futures_util::StreamExt;
 use futures_util::future::{join_all, try_join_all};
 use lapin::options::{
@@ -116,7 +116,10 @@ impl Bench {
         };
         let route =
             Route { broker: Broker::Rabbitmq, target: self.name.as_str().into(), key: KEY.into(), optional: false };
-        Outgoing { event: Arc::new(Event { position: 0, sequence: 1, user_offset: None, draft }), route }
+        Outgoing {
+            event: Arc::new(Event { position: 0, sequence: 1, user_offset: None, origin: Origin::default(), draft }),
+            route,
+        }
     }
 
     async fn publish(&self, load: Load) -> usize {

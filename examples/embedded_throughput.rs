@@ -11,7 +11,7 @@ use bytes::Bytes;
 use event_gateway::broker::embedded::{Embedded, EmbeddedTopology};
 use event_gateway::broker::{Outgoing, Source, Subscription};
 use event_gateway::domain::catalogue::{Catalogue, Route};
-use event_gateway::domain::{Broker, EncodedPayload, Event, EventDraft, Id, Timestamp};
+use event_gateway::domain::{Broker, EncodedPayload, Event, EventDraft, Id, Origin, Timestamp};
 use hdrhistogram::Histogram;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
@@ -174,6 +174,7 @@ fn event(catalogue: &Catalogue, sequence: i64) -> Arc<Event> {
         position: sequence,
         sequence,
         user_offset: Some(sequence),
+        origin: Origin::default(),
         draft: EventDraft {
             event_id: Id::new(),
             event_type,

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use event_gateway::domain::job::Job;
-use event_gateway::domain::{Event, EventDraft};
+use event_gateway::domain::{Event, EventDraft, Origin};
 use event_gateway::store::Store;
 use event_gateway::store::plan::bucket;
 use event_gateway::store::sqlite::SqliteStore;
@@ -67,6 +67,7 @@ fn numbered((job, drafts): (Job, Vec<EventDraft>), n: usize, users: usize) -> (J
         position: (2 * n + index + 1) as i64,
         sequence: 1,
         user_offset: draft.event_type.audience.user.then_some((n / users + 1) as i64),
+        origin: Origin::default(),
         draft,
     });
     (job, events.collect())

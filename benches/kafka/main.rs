@@ -12,7 +12,7 @@ use event_gateway::broker::cloudevents::attributes;
 use event_gateway::broker::kafka::{Kafka, KafkaTopology, TopicSpec};
 use event_gateway::config::Config;
 use event_gateway::domain::catalogue::{Catalogue, EventType};
-use event_gateway::domain::{Broker, Event, EventDraft, Id, Timestamp};
+use event_gateway::domain::{Broker, Event, EventDraft, Id, Origin, Timestamp};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
@@ -41,6 +41,7 @@ fn event(event_type: &Arc<EventType>, number: usize) -> Arc<Event> {
         position: number as i64,
         sequence: 1,
         user_offset: Some(number as i64),
+        origin: Origin::default(),
         draft: EventDraft {
             event_id: Id::new(),
             event_type: event_type.clone(),

@@ -15,7 +15,7 @@ use event_gateway::broker::cloudevents::attributes;
 use event_gateway::broker::nats::{Nats, NatsTopology};
 use event_gateway::config::Config;
 use event_gateway::domain::catalogue::{Catalogue, EventType, Route, Stream, StreamKind};
-use event_gateway::domain::{Broker, Event, EventDraft, Id, Timestamp};
+use event_gateway::domain::{Broker, Event, EventDraft, Id, Origin, Timestamp};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -38,6 +38,7 @@ fn event(event_type: &Arc<EventType>) -> Event {
         position: 1,
         sequence: 1,
         user_offset: Some(1),
+        origin: Origin::default(),
         draft: EventDraft {
             event_id: Id::new(),
             event_type: event_type.clone(),

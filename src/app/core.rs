@@ -19,7 +19,7 @@ use crate::domain::Broker;
 use crate::domain::catalogue::Catalogue;
 use crate::domain::factory::EventFactory;
 use crate::domain::job::RunnerKind;
-use crate::relay::{Marks, Relay, RelayOptions};
+use crate::relay::{LeaseEnd, LeaseKeeper, Marks, Relay, RelayOptions};
 use crate::runner::datasets;
 use crate::service::agents::{AgentOptions, Agents, Dataset, Datasets};
 use crate::service::committer::{Committer, CommitterOptions};
@@ -74,8 +74,10 @@ struct CoreTasks {
     consumers: Vec<JoinHandle<()>>,
     relay: Vec<JoinHandle<()>>,
     committer: JoinHandle<()>,
+    lease: JoinHandle<()>,
     stop_consumers: CancellationToken,
     stop_relay: CancellationToken,
+    stop_lease: CancellationToken,
 }
 
 /// Datasets on the disk of this gateway.
@@ -151,7 +153,12 @@ impl Core {
 
         let store = super::store::open(config, factory.clone()).await?;
         let instance: Arc<str> = config.instance.id.as_str().into();
-        let epoch = store.next_epoch(&instance).await?;
+        let (keeper, enrolment) = LeaseKeeper::enroll(store.clone(), instance.clone(), config.instance.lease).await?;
+        let lease = keeper.watch();
+        let stop_lease = CancellationToken::new();
+        // A start that fails does not go on renewing it.
+        let starting = stop_lease.clone().drop_guard();
+        let lease_task = crate::task::spawn("lease", keep_lease(keeper, stop_lease.clone()));
 
         let options = RelayOptions {
             lanes: config.relay.lanes,
@@ -195,7 +202,7 @@ impl Core {
         for (broker, open, _) in store.figures().await?.open_legs {
             metrics.outbox_backlog[broker].set(open as i64);
         }
-        let relay_tasks = relay.spawn(&brokers.publishers(), &store, &marks, options, &stop_relay);
+        let relay_tasks = relay.spawn(&brokers.publishers(), &store, &marks, &lease, options, &stop_relay);
 
         let stop_consumers = CancellationToken::new();
         let parts = ConsumerParts {
@@ -233,6 +240,7 @@ impl Core {
         };
         consumers.push(crate::task::spawn("retention", keeper.run(stop_consumers.child_token())));
 
+        starting.disarm();
         Ok(Self {
             store,
             service,
@@ -240,14 +248,16 @@ impl Core {
             brokers: Arc::new(brokers),
             declarations,
             instance,
-            epoch,
+            epoch: enrolment.epoch,
             metrics,
             tasks: CoreTasks {
                 consumers,
                 relay: relay_tasks.handles,
                 committer: committer_task,
+                lease: lease_task,
                 stop_consumers,
                 stop_relay,
+                stop_lease,
             },
         })
     }
@@ -267,8 +277,19 @@ impl Core {
         join_all("relay", tasks.relay).await;
         self.service.committer().close();
         join_all("committer", vec![tasks.committer]).await;
+        tasks.stop_lease.cancel();
+        join_all("lease", vec![tasks.lease]).await;
         self.brokers.shutdown().await;
         self.store.close().await;
+    }
+}
+
+/// Ends the gateway in order when another of the same name has taken over.
+async fn keep_lease(keeper: LeaseKeeper, stop: CancellationToken) {
+    if keeper.run(stop).await == LeaseEnd::Replaced
+        && let Err(error) = nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM)
+    {
+        tracing::error!(%error, "the gateway cannot end itself");
     }
 }
 

@@ -43,6 +43,8 @@ impl Housekeeping {
         for broker in Broker::ALL {
             let found = figures.open_legs.iter().find(|(of, ..)| *of == broker);
             let oldest = found.and_then(|(_, _, oldest)| *oldest);
+            let open = found.map_or(0, |(_, open, _)| i64::try_from(*open).unwrap_or(i64::MAX));
+            self.metrics.outbox_backlog[broker].set(open);
             let age = oldest.map_or(0.0, |at| now.ms_since(at) as f64 / 1000.0);
             self.metrics.outbox_oldest_seconds[broker].set(age);
         }

@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::consumer::metrics::MINUTE_MODEL;
 use crate::domain::Timestamp;
 use crate::domain::catalogue::Catalogue;
-use crate::store::{Prunable, PruneStep, Store, StoreError};
+use crate::store::{Duty, Prunable, PruneStep, Store, StoreError};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::PrunedRows;
 
@@ -125,6 +125,16 @@ impl Keeper {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(self.interval) => {}
+            }
+            // One instance does it for all.
+            let duty = Duty { name: "retention", lease: self.interval * 2 };
+            match self.store.take_duty(duty).await {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(error) => {
+                    tracing::warn!(%error, "who deletes old rows cannot be found out; next try in a while");
+                    continue;
+                }
             }
             match self.retention.run(&*self.store, false, &stop, Some(&self.metrics)).await {
                 Ok(deleted) if deleted.is_empty() => {}

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::setting::{Check, Checks, FromSetting, settings};
 
 settings! {
@@ -5,6 +7,9 @@ settings! {
     pub struct Instance in "instance" {
         /// Name of this instance, unique among those that share a store; auto: the host's name.
         id: InstanceId = "auto",
+        /// Several on one PostgreSQL: a gateway that is not heard of for this long is taken for
+        /// dead, and another publishes what it has left. Renewed four times as often.
+        lease: Duration = "6s",
     }
 }
 
@@ -42,5 +47,7 @@ impl FromSetting for InstanceId {
 }
 
 impl Check for Instance {
-    fn check(&self, _: &mut Checks<'_>) {}
+    fn check(&self, checks: &mut Checks<'_>) {
+        checks.within("instance.lease", self.lease, Duration::from_secs(1)..=Duration::from_secs(300));
+    }
 }

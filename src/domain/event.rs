@@ -138,7 +138,17 @@ pub struct Event {
     pub sequence: i64,
     /// Offset in the owner's `user:` channel, for types that user sees.
     pub user_offset: Option<i64>,
+    pub origin: Origin,
     pub draft: EventDraft,
+}
+
+/// Who committed an event, for those who publish it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// The owner, see [`crate::store::Enrolment`]; 0 in a store that serves one process alone.
+    pub owner: i32,
+    /// The aggregate's event before it may be another owner's, to be published elsewhere.
+    pub follows_other: bool,
 }
 
 impl std::ops::Deref for Event {

@@ -13,7 +13,7 @@ pub mod payload;
 pub mod principal;
 pub mod time;
 
-pub use event::{Broker, Channel, EncodedPayload, Event, EventDraft};
+pub use event::{Broker, Channel, EncodedPayload, Event, EventDraft, Origin};
 pub use id::Id;
 pub use principal::{Principal, Role};
 pub use time::Timestamp;

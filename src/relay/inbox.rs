@@ -71,7 +71,8 @@ impl LaneInbox {
         self.state.lock().overflowed = false;
     }
 
-    /// The hoped-for read was not the last: the queue may have gaps to what is next.
+    /// The queue may have gaps to what is next: the hoped-for read was not the last, or the
+    /// lane starts over.
     pub fn distrust(&self) {
         let mut state = self.state.lock();
         state.overflowed = true;

@@ -17,9 +17,17 @@ pub(super) type Key = (Arc<str>, Arc<str>, Arc<str>);
 pub(super) struct Waiting {
     pub outgoing: Outgoing,
     pub attempts: u32,
+    /// The one before it may be another owner's: the store says when that is out.
+    pub asks: bool,
 }
 
 impl Waiting {
+    pub fn new(outgoing: Outgoing, attempts: u32) -> Self {
+        let event = &outgoing.event;
+        let asks = event.origin.follows_other && event.event_type.order == Order::Aggregate;
+        Self { outgoing, attempts, asks }
+    }
+
     pub fn key(&self) -> Option<Key> {
         let event = &self.outgoing.event;
         (event.event_type.order == Order::Aggregate).then(|| {
@@ -36,8 +44,8 @@ pub(super) struct Keys {
     busy: HashMap<Key, VecDeque<Waiting>>,
     /// Keys behind a dead leg: nothing goes out until it is redriven.
     dead: HashSet<Key>,
-    /// Failed ones and when to try again, earliest first is not needed: few.
-    failing: Vec<(tokio::time::Instant, Waiting)>,
+    /// Those that failed or wait for another owner, and when to try again. Few: not sorted.
+    later: Vec<(tokio::time::Instant, Waiting)>,
     held: usize,
 }
 
@@ -76,9 +84,9 @@ impl Keys {
     /// The next window: never two events of one key.
     pub fn window(&mut self, size: usize, now: tokio::time::Instant) -> Vec<Waiting> {
         let mut index = 0;
-        while index < self.failing.len() {
-            if self.failing[index].0 <= now {
-                let (_, waiting) = self.failing.swap_remove(index);
+        while index < self.later.len() {
+            if self.later[index].0 <= now {
+                let (_, waiting) = self.later.swap_remove(index);
                 self.ready.push_front(waiting);
             } else {
                 index += 1;
@@ -110,9 +118,9 @@ impl Keys {
         }
     }
 
-    /// It failed and is tried again at `at`; its key waits.
-    pub fn failed(&mut self, waiting: Waiting, at: tokio::time::Instant) {
-        self.failing.push((at, waiting));
+    /// It failed, or it is not its turn: tried again at `at`; its key waits.
+    pub fn try_later(&mut self, waiting: Waiting, at: tokio::time::Instant) {
+        self.later.push((at, waiting));
         self.held += 1;
     }
 
@@ -124,8 +132,13 @@ impl Keys {
         }
     }
 
-    /// When the next failed one is due.
+    /// Whether some wait for another owner.
+    pub fn asks(&self) -> bool {
+        self.later.iter().any(|(_, waiting)| waiting.asks)
+    }
+
+    /// When the next one that waits is due.
     pub fn next_retry(&self) -> Option<tokio::time::Instant> {
-        self.failing.iter().map(|(at, _)| *at).min()
+        self.later.iter().map(|(at, _)| *at).min()
     }
 }

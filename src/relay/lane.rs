@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::RelayOptions;
 use super::inbox::LaneInbox;
 use super::keys::{Keys, Waiting};
+use super::lease::Lease;
 use crate::broker::{Outgoing, Position, PublishError, Publisher};
 use crate::domain::backoff::retry_delay_ms;
 use crate::domain::event::SkipReason;
@@ -25,6 +27,14 @@ pub trait Marks: Send + Sync + 'static {
     async fn mark(&self, marks: Vec<LegMark>, ends: Vec<BrokerEnd>) -> Result<(), String>;
 }
 
+/// Waits for news of the lease.
+async fn changed(lease: &mut watch::Receiver<Lease>) {
+    if lease.changed().await.is_err() {
+        // Its keeper has ended: there is none to come.
+        std::future::pending().await
+    }
+}
+
 /// What a lane is made of.
 pub(super) struct LaneParts {
     pub broker: Broker,
@@ -35,6 +45,7 @@ pub(super) struct LaneParts {
     pub store: Arc<dyn Store>,
     pub marks: Arc<dyn Marks>,
     pub metrics: Arc<Metrics>,
+    pub lease: watch::Receiver<Lease>,
     pub options: RelayOptions,
 }
 
@@ -42,8 +53,15 @@ pub(super) struct LaneParts {
 pub(super) struct Lane {
     parts: LaneParts,
     keys: Keys,
-    /// The last commit position taken in.
+    /// Whose events are taken from memory, and what the lane knows of the store.
+    owner: i32,
+    generation: u64,
+    /// The furthest commit position taken in; `own`: of this owner's events.
     cursor: i64,
+    own: i64,
+    /// When to look for what slipped through, and whether a leg was marked since.
+    look_again: Instant,
+    moved: bool,
     /// Marks not yet committed.
     marks: Vec<LegMark>,
     ends: Vec<BrokerEnd>,
@@ -57,19 +75,39 @@ struct Down {
 
 /// Pages of a catch-up.
 const PAGE: u32 = 512;
+/// How often the store is asked whether another owner's event is out.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// Older than this, an open leg is not on its way to the lane any more.
+const OVERLOOKED_MS: i64 = 5_000;
 
 impl Lane {
     pub fn new(parts: LaneParts) -> Self {
-        Self { parts, keys: Keys::default(), cursor: 0, marks: Vec::new(), ends: Vec::new(), down: None }
+        let lease = *parts.lease.borrow();
+        Self {
+            parts,
+            keys: Keys::default(),
+            owner: lease.owner,
+            generation: lease.generation,
+            cursor: 0,
+            own: 0,
+            look_again: Instant::now() + LOOK_AGAIN,
+            moved: false,
+            marks: Vec::new(),
+            ends: Vec::new(),
+            down: None,
+        }
     }
 
     /// Runs until `stop`. What is in flight then is confirmed and marked; the rest stays
     /// pending in the store.
     pub async fn run(mut self, stop: CancellationToken) {
         while !stop.is_cancelled() {
+            self.follow_lease();
             self.take_in().await;
             if self.may_publish() {
                 let window = self.keys.window(self.parts.options.window, Instant::now());
+                let window = self.whose_turn_it_is(window).await;
                 if !window.is_empty() {
                     self.publish(window).await;
                     self.flush_marks(&stop).await;
@@ -82,20 +120,89 @@ impl Lane {
     }
 
     fn may_publish(&self) -> bool {
-        self.down.as_ref().is_none_or(|down| down.until <= Instant::now())
+        self.parts.lease.borrow().held() && self.down.as_ref().is_none_or(|down| down.until <= Instant::now())
+    }
+
+    /// Starts over when legs have come to this instance, or have gone from it.
+    fn follow_lease(&mut self) {
+        let lease = *self.parts.lease.borrow_and_update();
+        if lease.generation != self.generation {
+            self.owner = lease.owner;
+            self.generation = lease.generation;
+            self.start_over();
+        }
+    }
+
+    /// Nothing is in flight here: what is held is pending in the store.
+    fn start_over(&mut self) {
+        self.keys = Keys::default();
+        self.cursor = 0;
+        self.own = 0;
+        self.parts.inbox.distrust();
+    }
+
+    /// Finds what slipped through: a COMMIT that came late, a dead leg that was redriven.
+    async fn look_again(&mut self) {
+        self.look_again = Instant::now() + LOOK_AGAIN;
+        let moved = std::mem::take(&mut self.moved);
+        // Those it holds may wait for one that it has overlooked.
+        let stuck = !moved && self.keys.asks();
+        if self.parts.inbox.must_read_store() || (self.keys.held() > 0 && !stuck) {
+            return;
+        }
+        let open = self.parts.store.open_legs(self.parts.broker, Some(self.parts.lane), 0, 1).await;
+        if let Ok(open) = open
+            && open.iter().any(|(_, leg)| Timestamp::now().ms_since(leg.at) > OVERLOOKED_MS)
+        {
+            self.start_over();
+        }
+    }
+
+    /// Holds back those whose aggregate's event before is another owner's and still open.
+    async fn whose_turn_it_is(&mut self, window: Vec<Waiting>) -> Vec<Waiting> {
+        let (asking, mut free): (Vec<_>, Vec<_>) = window.into_iter().partition(|waiting| waiting.asks);
+        if asking.is_empty() {
+            return free;
+        }
+        let events: Vec<_> = asking.iter().map(|waiting| waiting.outgoing.event.clone()).collect();
+        let open = match self.parts.store.open_before(self.parts.broker, &events).await {
+            Ok(open) => open,
+            Err(error) => {
+                tracing::warn!(broker = %self.parts.broker, %error, "other owners' legs cannot be read; trying again");
+                vec![Some(LegState::Pending); asking.len()]
+            }
+        };
+        for (mut waiting, open) in asking.into_iter().zip(open) {
+            match open {
+                // Looked at again with the others of this kind.
+                Some(LegState::Dead) => self.keys.died(&waiting),
+                Some(_) => self.keys.try_later(waiting, Instant::now() + ASK_AGAIN),
+                None => {
+                    waiting.asks = false;
+                    free.push(waiting);
+                }
+            }
+        }
+        free
     }
 
     /// Waits for news: an arrival, a retry, the broker's next chance.
-    async fn idle(&self, stop: &CancellationToken) {
-        let mut until = Instant::now() + Duration::from_secs(5);
-        if let Some(down) = &self.down {
-            until = until.min(down.until);
-        } else if let Some(retry) = self.keys.next_retry() {
-            until = until.min(retry);
+    async fn idle(&mut self, stop: &CancellationToken) {
+        if self.look_again <= Instant::now() {
+            self.look_again().await;
+            return;
         }
+        let due = match &self.down {
+            // Nothing is due before the lease is renewed.
+            _ if !self.parts.lease.borrow().held() => None,
+            Some(down) => Some(down.until),
+            None => self.keys.next_retry(),
+        };
+        let until = due.map_or(self.look_again, |due| due.min(self.look_again));
         tokio::select! {
             () = stop.cancelled() => {}
             () = self.parts.inbox.arrived(), if self.down.is_none() => {}
+            () = changed(&mut self.parts.lease) => {}
             () = tokio::time::sleep_until(until) => {}
         }
     }
@@ -107,7 +214,10 @@ impl Lane {
             return;
         }
         for event in self.parts.inbox.take(room) {
-            self.add(event, 0);
+            // What a former owner of this instance has committed is another's now.
+            if event.origin.owner == self.owner && event.position > self.own {
+                self.add(event, 0);
+            }
         }
         if !self.parts.inbox.must_read_store() || self.keys.held() >= self.parts.options.window * 2 {
             return;
@@ -122,6 +232,9 @@ impl Lane {
                     self.parts.inbox.distrust();
                 }
                 for (event, leg) in legs {
+                    if event.position <= self.cursor {
+                        continue;
+                    }
                     if leg.state == LegState::Dead {
                         self.block(&event);
                     } else {
@@ -144,19 +257,23 @@ impl Lane {
     }
 
     fn add(&mut self, event: Arc<Event>, attempts: u32) {
-        if event.position <= self.cursor {
-            return;
-        }
-        self.cursor = event.position;
+        self.seen(&event);
         if let Some(outgoing) = self.outgoing(event) {
-            self.keys.add(Waiting { outgoing, attempts });
+            self.keys.add(Waiting::new(outgoing, attempts));
+        }
+    }
+
+    fn seen(&mut self, event: &Event) {
+        self.cursor = self.cursor.max(event.position);
+        if event.origin.owner == self.owner {
+            self.own = self.own.max(event.position);
         }
     }
 
     fn block(&mut self, event: &Arc<Event>) {
-        self.cursor = self.cursor.max(event.position);
+        self.seen(event);
         if let Some(outgoing) = self.outgoing(event.clone())
-            && let Some(key) = (Waiting { outgoing, attempts: 0 }).key()
+            && let Some(key) = Waiting::new(outgoing, 0).key()
         {
             self.keys.block(key);
         }
@@ -193,7 +310,7 @@ impl Lane {
                 Err(PublishError::Transient(why)) => {
                     let delay = retry_delay_ms(waiting.attempts.saturating_sub(1), rand::random());
                     self.mark_retry(&waiting, now, now.plus_ms(delay), why);
-                    self.keys.failed(waiting, Instant::now() + Duration::from_millis(delay as u64));
+                    self.keys.try_later(waiting, Instant::now() + Duration::from_millis(delay as u64));
                 }
                 Err(PublishError::Down(why)) => {
                     why_down = Some(why);
@@ -240,6 +357,7 @@ impl Lane {
         {
             self.note_end(log, *partition, offset + 1);
         }
+        self.moved = true;
         if state != LegState::Dead {
             self.parts.metrics.outbox_backlog[self.parts.broker].sub(1);
         }

@@ -4,13 +4,19 @@
 //! broker has lanes; a lane holds all keys with one hash and keeps per-key order
 //! ([`keys`]). A lane that is behind drops what is handed over and reads from the store
 //! until it has caught up ([`inbox`]), so a slow broker costs neither memory nor others.
+//!
+//! With several instances on one store each publishes what it has committed, and what those
+//! had committed whose lease has ended ([`lease`]). An event whose predecessor is another
+//! instance's goes out when the store says that one is out.
 
 mod inbox;
 mod keys;
 mod lane;
+mod lease;
 
 use std::sync::Arc;
 
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -61,12 +67,13 @@ impl Relay {
     }
 
     /// Starts every lane: first what the store still owes, then what is handed over.
-    /// Lanes end after `stop`, when their window in flight is confirmed and marked.
+    /// They publish while the lease is held, and end after `stop`, when their window in flight is confirmed and marked.
     pub fn spawn(
         self: &Arc<Self>,
         publishers: &[Arc<dyn Publisher>],
         store: &Arc<dyn Store>,
         marks: &Arc<dyn lane::Marks>,
+        lease: &watch::Receiver<Lease>,
         options: RelayOptions,
         stop: &CancellationToken,
     ) -> RelayTasks {
@@ -84,6 +91,7 @@ impl Relay {
                     store: store.clone(),
                     marks: marks.clone(),
                     metrics: self.metrics.clone(),
+                    lease: lease.clone(),
                     options,
                 });
                 handles.push(crate::task::spawn("relay-lane", lane.run(stop.child_token())));
@@ -94,6 +102,7 @@ impl Relay {
 }
 
 pub use lane::Marks;
+pub use lease::{Lease, LeaseEnd, LeaseKeeper};
 
 impl Handoff for Relay {
     fn committed(&self, events: &[Arc<Event>]) {

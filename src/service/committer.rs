@@ -47,7 +47,9 @@ pub enum CommitError {
 impl From<&StoreError> for CommitError {
     fn from(error: &StoreError) -> Self {
         match error {
-            StoreError::Unavailable(why) | StoreError::Conflict(why) => Self::Unavailable(why.clone()),
+            StoreError::Unavailable(why) | StoreError::Conflict(why) | StoreError::LeaseLost(why) => {
+                Self::Unavailable(why.clone())
+            }
             StoreError::OutcomeUnknown(why) => Self::OutcomeUnknown(why.clone()),
             StoreError::Data(why) | StoreError::Corrupt(why) => Self::Refused(why.clone()),
         }

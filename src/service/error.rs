@@ -68,7 +68,9 @@ impl From<CommitError> for ServiceError {
 impl From<StoreError> for ServiceError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Unavailable(why) | StoreError::Conflict(why) => Self::Unavailable(why),
+            StoreError::Unavailable(why) | StoreError::Conflict(why) | StoreError::LeaseLost(why) => {
+                Self::Unavailable(why)
+            }
             StoreError::OutcomeUnknown(why) => Self::OutcomeUnknown(why),
             StoreError::Data(why) | StoreError::Corrupt(why) => Self::Internal(why),
         }

@@ -3,6 +3,7 @@
 //! [`Store::commit`] is the only write. The rest is reading. Adapters share
 //! [`plan`], which decides what a batch of units does to what was found under lock.
 
+mod owner;
 pub mod plan;
 pub mod postgres;
 pub mod prune;
@@ -12,12 +13,14 @@ pub mod unit;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
 use crate::domain::job::{Job, JobStatus, RunnerKind, TaccSystem};
 use crate::domain::{Broker, Channel, Event, Id, Timestamp};
 
+pub use owner::{Duty, Enrolment, Renewal};
 pub use prune::{Place, Prunable, PruneStep, Pruned};
 pub use unit::*;
 
@@ -30,6 +33,10 @@ pub enum StoreError {
     /// Rolled back for the sake of another transaction; the same call may succeed at once.
     #[error("store busy: {0}")]
     Conflict(String),
+    /// Another instance has taken over what this one owned; nothing was written. The same
+    /// call may succeed after [`Store::enroll`].
+    #[error("the store has another owner now: {0}")]
+    LeaseLost(String),
     /// The connection broke around COMMIT: it may or may not have happened.
     #[error("outcome of the commit is unknown: {0}")]
     OutcomeUnknown(String),
@@ -194,8 +201,13 @@ pub trait Store: Send + Sync + 'static {
     /// Nothing was written, except for [`StoreError::OutcomeUnknown`].
     async fn commit(&self, units: Arc<Vec<Unit>>) -> Result<Vec<Outcome>, StoreError>;
 
-    /// The epoch of this start of `instance`: one more than the last.
-    async fn next_epoch(&self, instance: &str) -> Result<i64, StoreError>;
+    /// Begins this start of `instance`, one epoch after the last. What is committed from now
+    /// on belongs to its owner, whose lease is renewed within `lease`.
+    async fn enroll(&self, instance: &str, lease: Duration) -> Result<Enrolment, StoreError>;
+    /// Prolongs the lease by the store's clock, and adopts owners whose lease has ended.
+    async fn renew(&self, lease: Duration) -> Result<Renewal, StoreError>;
+    /// Is this work this instance's to do? Ask again within the duty's lease to keep it.
+    async fn take_duty(&self, duty: Duty) -> Result<bool, StoreError>;
 
     /// Answers when the store can be read.
     async fn ping(&self) -> Result<(), StoreError>;
@@ -247,8 +259,9 @@ pub trait Store: Send + Sync + 'static {
     async fn channel_ranges(&self, ranges: &[(Channel, i64, i64)]) -> Result<Vec<(Channel, Arc<Event>)>, StoreError>;
 
     /// Open legs (pending or dead, which block their key) of one broker after a commit
-    /// position, in commit order, with their events. `lane`: only keys with
-    /// `bucket % lanes == lane`.
+    /// position, in commit order, with their events: those this instance answers for,
+    /// or everybody's before it has enrolled.
+    /// `lane`: only keys with `bucket % lanes == lane`.
     async fn open_legs(
         &self,
         broker: Broker,
@@ -256,6 +269,10 @@ pub trait Store: Send + Sync + 'static {
         after: i64,
         limit: u32,
     ) -> Result<Vec<(Arc<Event>, LegRow)>, StoreError>;
+    /// For each event whether an earlier one of its aggregate still has an open leg to the
+    /// same destination of this broker, and that leg's state. Only the nearest is looked at:
+    /// it, too, went out after the one before it.
+    async fn open_before(&self, broker: Broker, events: &[Arc<Event>]) -> Result<Vec<Option<LegState>>, StoreError>;
     /// The end of each log as far as legs were marked.
     async fn broker_ends(&self) -> Result<Vec<BrokerEnd>, StoreError>;
     /// Makes done legs at or beyond an end pending again: the embedded log lost its
@@ -279,6 +296,6 @@ pub trait Store: Send + Sync + 'static {
     /// Deletes old rows, one bounded step in a transaction of its own. Go on with
     /// [`Pruned::next`]. Jobs first, then events, then inboxes: each frees the next.
     async fn prune(&self, step: &PruneStep) -> Result<Pruned, StoreError>;
-    /// Flushes and closes. Later calls fail with [`StoreError::Unavailable`].
+    /// Gives up the lease, flushes and closes. Later calls fail with [`StoreError::Unavailable`].
     async fn close(&self);
 }

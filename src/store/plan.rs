@@ -12,7 +12,7 @@ use super::unit::{
     AuditRow, BrokerEnd, DeliveryClaim, Effect, IdempotencyClaim, IdempotencyKey, JobWritten, LegMark, LegState,
     Outcome, StoredMessage, StoredResponse, Unit, Verdict,
 };
-use crate::domain::event::SkipReason;
+use crate::domain::event::{Origin, SkipReason};
 use crate::domain::factory::EventFactory;
 use crate::domain::job::{Job, JobCommand, decide};
 use crate::domain::{Broker, Event, EventDraft, Id, Timestamp};
@@ -125,6 +125,10 @@ pub struct Found {
     pub blocked: HashSet<BacklogKey>,
     pub jobs: HashMap<Id, Job>,
     pub heads: HashMap<HeadKey, i64>,
+    /// Who commits; 0 in a store that serves one process alone.
+    pub owner: i32,
+    /// Heads whose last event another owner has committed.
+    pub of_others: HashSet<HeadKey>,
     pub models: HashMap<ModelKey, Map<String, Value>>,
     /// The commit position of the last event.
     pub last_position: i64,
@@ -337,9 +341,11 @@ fn check_delivery(delivery: &DeliveryClaim, plan: &mut Plan, found: &mut Found) 
 
 /// Hands out the next sequence and offset.
 fn number(draft: EventDraft, position: i64, plan: &mut Plan, found: &mut Found) -> Event {
-    let sequence = advance(aggregate_head(&draft), plan, found);
+    let head = aggregate_head(&draft);
+    let origin = Origin { owner: found.owner, follows_other: found.of_others.remove(&head) };
+    let sequence = advance(head, plan, found);
     let user_offset = draft.event_type.audience.user.then(|| advance(user_head(&draft.user_id), plan, found));
-    Event { position, sequence, user_offset, draft }
+    Event { position, sequence, user_offset, origin, draft }
 }
 
 fn advance(key: HeadKey, plan: &mut Plan, found: &mut Found) -> i64 {

@@ -7,6 +7,8 @@ use super::StoreError;
 
 const SERIALIZATION_FAILURE: &str = "40001";
 const DEADLOCK: &str = "40P01";
+/// Raised by `hold_ownership`.
+const LEASE_LOST: &str = "EG001";
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
@@ -26,6 +28,7 @@ impl From<sqlx::Error> for StoreError {
                         Self::Data(error.to_string())
                     }
                     SERIALIZATION_FAILURE | DEADLOCK => Self::Conflict(error.to_string()),
+                    LEASE_LOST => Self::LeaseLost(error.to_string()),
                     _ => Self::Unavailable(error.to_string()),
                 }
             }

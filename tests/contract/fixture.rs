@@ -10,6 +10,7 @@ use event_gateway::broker::{
     AckToken, Delivery, Inbound, Outgoing, Position, PublishError, Publisher, Subscriber, Subscription,
 };
 use event_gateway::domain::catalogue::{Catalogue, EventType, Route};
+use event_gateway::domain::event::Origin;
 use event_gateway::domain::{EncodedPayload, Event, EventDraft, Id, Timestamp};
 
 /// Nothing a test waits for may take longer than this.
@@ -69,6 +70,7 @@ pub fn event_with(key: &str, sequence: i64, reason: &str) -> Arc<Event> {
         position: 0,
         sequence,
         user_offset: Some(7),
+        origin: Origin::default(),
         draft: EventDraft {
             event_id: Id::new(),
             event_type: job_cancelled(),

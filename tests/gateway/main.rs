@@ -4,4 +4,8 @@ mod kill;
 mod life;
 mod process;
 mod refusals;
+mod restore;
+#[path = "../support/postgres.rs"]
+mod server;
+mod store;
 mod tour;

@@ -50,6 +50,7 @@ macro_rules! contract {
             steps_are_bounded_and_numbers_go_on,
             answers_and_minutes_go_by_age,
             epochs_count_up_per_instance,
+            a_lease_that_is_renewed_goes_on,
         );
     };
 }

@@ -1,13 +1,14 @@
 //! What every store must do when rows grow old.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use event_gateway::domain::job::JobCommand;
 use event_gateway::domain::payload::CancelledBy;
 use event_gateway::domain::{Broker, Channel, Event, Id, Timestamp};
 use event_gateway::store::{
-    AuditRow, Effect, EventFilter, Fold, LegMark, LegState, Page, Prunable, PruneStep, Replay, ReplayLimit, Unit,
-    Verdict,
+    AuditRow, Duty, Effect, EventFilter, Fold, LegMark, LegState, Page, Prunable, PruneStep, Renewal, Replay,
+    ReplayLimit, Unit, Verdict,
 };
 
 use super::fixture::{Opened, claim, command, commit, committed, delivery, failed, job, submit};
@@ -226,8 +227,28 @@ pub async fn answers_and_minutes_go_by_age(opened: &Opened) {
     assert!(opened.store.read_model("minutes", &young.to_string()).await.unwrap().is_some());
 }
 
+const LEASE: Duration = Duration::from_secs(60);
+
+pub async fn a_lease_that_is_renewed_goes_on(opened: &Opened) {
+    opened.store.enroll("one", LEASE).await.unwrap();
+    submitted_again(opened).await;
+    assert_eq!(opened.store.renew(LEASE).await.unwrap(), Renewal::Held { adopted: 0 });
+    let duty = Duty { name: "retention", lease: LEASE };
+    assert!(opened.store.take_duty(duty).await.unwrap());
+    assert!(opened.store.take_duty(duty).await.unwrap(), "it keeps it");
+    // A new start owes what the last one has left.
+    opened.store.enroll("one", LEASE).await.unwrap();
+    submitted_again(opened).await;
+    assert_eq!(opened.store.open_legs(Broker::Rabbitmq, None, 0, 10).await.unwrap().len(), 2);
+}
+
+async fn submitted_again(opened: &Opened) {
+    committed(opened, submit(&job("ada"))).await;
+}
+
 pub async fn epochs_count_up_per_instance(opened: &Opened) {
-    assert_eq!(opened.store.next_epoch("one").await.unwrap(), 1);
-    assert_eq!(opened.store.next_epoch("two").await.unwrap(), 1);
-    assert_eq!(opened.store.next_epoch("one").await.unwrap(), 2);
+    let epoch = async |instance| opened.store.enroll(instance, LEASE).await.unwrap().epoch;
+    assert_eq!(epoch("one").await, 1);
+    assert_eq!(epoch("two").await, 1);
+    assert_eq!(epoch("one").await, 2);
 }

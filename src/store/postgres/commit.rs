@@ -8,6 +8,7 @@ use sqlx::postgres::PgDatabaseError;
 use sqlx::{Connection, PgConnection, PgPool, Row};
 use tokio::time::{Instant, timeout};
 
+use super::outbox::Transaction;
 use super::{audit, backlog, inbox, jobs, outbox};
 use crate::domain::Timestamp;
 use crate::domain::factory::EventFactory;
@@ -34,7 +35,7 @@ enum Failed {
 }
 
 struct Unanswered {
-    xid: String,
+    transaction: Transaction,
     outcomes: Vec<Outcome>,
     why: String,
 }
@@ -49,11 +50,12 @@ impl<E: Into<StoreError>> From<E> for Failed {
 pub(super) async fn commit(
     writers: &PgPool,
     factory: &EventFactory,
+    owner: i32,
     units: &[Unit],
 ) -> Result<Vec<Outcome>, StoreError> {
     let mut tries = 0;
     loop {
-        match attempt(writers, factory, units).await {
+        match attempt(writers, factory, owner, units).await {
             Ok(outcomes) => return Ok(outcomes),
             Err(Failed::Refused(StoreError::Conflict(why))) if tries < TRIES => {
                 tries += 1;
@@ -68,9 +70,9 @@ pub(super) async fn commit(
     }
 }
 
-async fn attempt(writers: &PgPool, factory: &EventFactory, units: &[Unit]) -> Result<Vec<Outcome>, Failed> {
+async fn attempt(writers: &PgPool, factory: &EventFactory, owner: i32, units: &[Unit]) -> Result<Vec<Outcome>, Failed> {
     let mut connection = writers.acquire().await?;
-    let result = transact(&mut connection, factory, units).await;
+    let result = transact(&mut connection, factory, owner, units).await;
     if matches!(result, Err(Failed::Silent | Failed::Unanswered(_))) {
         // In an unknown state: closed instead of used again.
         drop(connection.detach());
@@ -78,11 +80,16 @@ async fn attempt(writers: &PgPool, factory: &EventFactory, units: &[Unit]) -> Re
     result
 }
 
-async fn transact(c: &mut PgConnection, factory: &EventFactory, units: &[Unit]) -> Result<Vec<Outcome>, Failed> {
+async fn transact(
+    c: &mut PgConnection,
+    factory: &EventFactory,
+    owner: i32,
+    units: &[Unit],
+) -> Result<Vec<Outcome>, Failed> {
     // Dropped without COMMIT it rolls back.
     let mut transaction = timeout(COMMIT, c.begin()).await.map_err(|_| Failed::Silent)??;
-    let written = timeout(STATEMENTS, write(&mut transaction, factory, units)).await.map_err(|_| Failed::Silent)?;
-    let (plan, xid) = written?;
+    let written = timeout(STATEMENTS, write(&mut transaction, factory, owner, units)).await;
+    let (plan, id) = written.map_err(|_| Failed::Silent)??;
     if plan.is_empty() {
         timeout(COMMIT, transaction.rollback()).await.map_err(|_| Failed::Silent)??;
         return Ok(plan.outcomes);
@@ -93,7 +100,7 @@ async fn transact(c: &mut PgConnection, factory: &EventFactory, units: &[Unit]) 
         Ok(Err(error)) => error.to_string(),
         Err(_) => format!("no answer within {} s", COMMIT.as_secs()),
     };
-    Err(Failed::Unanswered(Unanswered { xid, outcomes: plan.outcomes, why }))
+    Err(Failed::Unanswered(Unanswered { transaction: id, outcomes: plan.outcomes, why }))
 }
 
 /// Did the server itself say that it did not commit? Errors of the connection (class 08)
@@ -103,8 +110,13 @@ fn is_answer(error: &sqlx::Error) -> bool {
     database.is_some_and(|error| !error.code().starts_with("08") && !error.code().starts_with("57P"))
 }
 
-/// Everything but COMMIT; also the transaction's id.
-async fn write(c: &mut PgConnection, factory: &EventFactory, units: &[Unit]) -> Result<(Plan, String), StoreError> {
+/// Everything but COMMIT.
+async fn write(
+    c: &mut PgConnection,
+    factory: &EventFactory,
+    owner: i32,
+    units: &[Unit],
+) -> Result<(Plan, Transaction), StoreError> {
     let now = Timestamp::now();
     let needs = Needs::of(units);
     // Locks, always in this order and each sorted: keys, inbox, backlog, heads, models.
@@ -114,13 +126,14 @@ async fn write(c: &mut PgConnection, factory: &EventFactory, units: &[Unit]) -> 
         idempotency: answers,
         inbox: known,
         blocked: backlog::lock_blocked(c, &needs.backlog_keys).await?,
+        owner,
         ..Found::default()
     };
     lock_jobs(c, units, &needs, &mut found).await?;
     let models = audit::lock_models(c, &needs.models, now).await?;
     found.models = models.found;
     let emits = units.iter().any(|unit| !unit.events.is_empty() || !unit.jobs.is_empty());
-    let (xid, block) = outbox::draw(c, emits).await?;
+    let (transaction, block) = outbox::draw(c, owner, emits).await?;
     found.last_position = block.unwrap_or_default() * outbox::BLOCK;
 
     let plan = plan(units, found, factory, now);
@@ -132,9 +145,9 @@ async fn write(c: &mut PgConnection, factory: &EventFactory, units: &[Unit]) -> 
         inbox::settle_inbox(c, claimed, &plan.inbox).await?;
         jobs::insert(c, &plan.new_jobs).await?;
         jobs::update(c, plan.changed_jobs.values()).await?;
-        outbox::write_heads(c, &plan.heads).await?;
+        outbox::write_heads(c, &plan.heads, owner).await?;
         outbox::write_events(c, &plan.events).await?;
-        outbox::write_legs(c, &plan.legs).await?;
+        outbox::write_legs(c, &plan.legs, owner).await?;
         outbox::mark_legs(c, &plan.marks).await?;
         outbox::write_ends(c, &plan.ends).await?;
         audit::write_models(c, &plan.models, &models.created, now).await?;
@@ -143,7 +156,7 @@ async fn write(c: &mut PgConnection, factory: &EventFactory, units: &[Unit]) -> 
         backlog::block(c, &plan.blocked).await?;
         backlog::release(c, &plan.released, now).await?;
     }
-    Ok((plan, xid))
+    Ok((plan, transaction))
 }
 
 /// Locks the heads and reads the jobs under that lock. A job's owner never changes, so the
@@ -159,7 +172,12 @@ async fn lock_jobs(
     }
     let heads = Needs::heads(units, &found.jobs);
     if !heads.is_empty() {
-        found.heads = outbox::lock_heads(c, &heads).await?;
+        for (key, head) in outbox::lock_heads(c, &heads).await? {
+            if head.last > 0 && head.owner != found.owner {
+                found.of_others.insert(key.clone());
+            }
+            found.heads.insert(key, head.last);
+        }
     }
     if !found.jobs.is_empty() {
         let known: Vec<_> = found.jobs.keys().copied().collect();
@@ -170,15 +188,15 @@ async fn lock_jobs(
 
 /// Asks the server what became of a transaction, on another connection.
 async fn resolve(writers: &PgPool, commit: Unanswered) -> Result<Vec<Outcome>, StoreError> {
-    let Unanswered { xid, outcomes, why } = commit;
-    tracing::warn!(why, xid, "the answer to a COMMIT was lost; asking what became of it");
+    let Unanswered { transaction, outcomes, why } = commit;
+    tracing::warn!(why, xid = transaction.xid, "the answer to a COMMIT was lost; asking what became of it");
     let deadline = Instant::now() + RESOLVE;
     while Instant::now() < deadline {
-        match timeout(Duration::from_secs(1), status(writers, &xid)).await {
+        match timeout(Duration::from_secs(1), status(writers, &transaction)).await {
             Ok(Ok(Some(status))) => match status.as_str() {
                 "committed" => return Ok(outcomes),
                 "aborted" => return Err(StoreError::Unavailable(format!("the commit was rolled back: {why}"))),
-                // In progress: the server has not noticed yet.
+                // In progress: the server had not noticed, and has been told now.
                 _ => {}
             },
             // Too long ago to be known.
@@ -190,9 +208,24 @@ async fn resolve(writers: &PgPool, commit: Unanswered) -> Result<Vec<Outcome>, S
     Err(StoreError::OutcomeUnknown(why))
 }
 
-async fn status(writers: &PgPool, xid: &str) -> Result<Option<String>, sqlx::Error> {
+/// `in progress` ends the session, so that nothing is committed after the answer is given.
+async fn status(writers: &PgPool, transaction: &Transaction) -> Result<Option<String>, sqlx::Error> {
     let mut connection = writers.acquire().await?;
-    let row =
-        sqlx::query("SELECT pg_xact_status($1::text::xid8) AS status").bind(xid).fetch_one(&mut *connection).await?;
-    row.try_get("status")
+    let row = sqlx::query("SELECT pg_xact_status($1::text::xid8) AS status")
+        .bind(&transaction.xid)
+        .fetch_one(&mut *connection)
+        .await?;
+    let status: Option<String> = row.try_get("status")?;
+    if status.as_deref() == Some("in progress") {
+        // Of that transaction alone: the process may have another by now.
+        sqlx::query(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+             WHERE pid = $1 AND backend_xid::text = ($2::text::numeric % 4294967296)::text",
+        )
+        .bind(transaction.pid)
+        .bind(&transaction.xid)
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(status)
 }

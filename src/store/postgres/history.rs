@@ -12,6 +12,7 @@ use super::backlog::last_error;
 use super::outbox::{leg_columns, read_leg};
 use super::rows::{read_id, read_text, read_time, read_time_or_null, read_u32, time};
 use crate::domain::catalogue::{Catalogue, EventType};
+use crate::domain::event::Origin;
 use crate::domain::{Channel, EncodedPayload, Event, EventDraft, Id};
 use crate::store::{
     ChannelState, Deliveries, EffectRow, EffectState, EventFilter, JobFilter, LegRow, Page, Replay, ReplayLimit,
@@ -46,10 +47,15 @@ impl EventReader {
     }
 
     pub fn read(&self, row: &PgRow) -> Result<Arc<Event>, StoreError> {
+        self.read_from(row, Origin::default())
+    }
+
+    pub fn read_from(&self, row: &PgRow, origin: Origin) -> Result<Arc<Event>, StoreError> {
         Ok(Arc::new(Event {
             position: row.try_get("position")?,
             sequence: row.try_get("sequence")?,
             user_offset: row.try_get("user_offset")?,
+            origin,
             draft: EventDraft {
                 event_id: read_id(row, "event_id")?,
                 event_type: self.event_type(row.try_get("event_type")?)?,

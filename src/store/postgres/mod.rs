@@ -10,6 +10,7 @@ mod history;
 mod inbox;
 mod jobs;
 mod outbox;
+mod owners;
 mod prune;
 mod rows;
 
@@ -17,19 +18,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::RwLock;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection, Row};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::{
-    BacklogRow, BrokerEnd, ChannelState, Deliveries, EventFilter, JobFilter, JobSummary, LegRow, Outcome, Page,
-    PruneStep, Pruned, ReplayLimit, SamplePoint, Store, StoreError, StoreFigures, Unit,
+    BacklogRow, BrokerEnd, ChannelState, Deliveries, Duty, Enrolment, EventFilter, JobFilter, JobSummary, LegRow,
+    LegState, Outcome, Page, PruneStep, Pruned, Renewal, ReplayLimit, SamplePoint, Store, StoreError, StoreFigures,
+    Unit,
 };
 use crate::domain::factory::EventFactory;
 use crate::domain::job::{Job, RunnerKind};
 use crate::domain::{Broker, Channel, Event, Id, Timestamp};
 use history::EventReader;
 use outbox::OpenLegs;
+use owners::Enrolled;
 
 /// How the store uses its connections.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +60,8 @@ pub struct PostgresStore {
     events: EventReader,
     factory: Arc<EventFactory>,
     read_timeout: Duration,
+    /// `None` before [`Store::enroll`].
+    enrolled: RwLock<Option<Enrolled>>,
 }
 
 const CONNECT: Duration = Duration::from_secs(5);
@@ -66,8 +72,11 @@ const MAINTENANCE: Duration = Duration::from_secs(30);
 
 /// Every session. Each statement goes by key: plans that were made while the tables were
 /// empty must not read them whole when they are full.
-const SESSION: [(&str, &str); 6] = [
+const SESSION: [(&str, &str); 9] = [
     ("enable_seqscan", "off"),
+    ("enable_bitmapscan", "off"),
+    ("enable_material", "off"),
+    ("max_parallel_workers_per_gather", "0"),
     ("enable_hashjoin", "off"),
     ("enable_mergejoin", "off"),
     ("jit", "off"),
@@ -112,7 +121,17 @@ impl PostgresStore {
             events: EventReader { catalogue: factory.catalogue().clone() },
             factory,
             read_timeout: options.read_timeout,
+            enrolled: RwLock::new(None),
         })
+    }
+
+    fn enrolled(&self) -> Result<Enrolled, StoreError> {
+        let enrolled = self.enrolled.read().clone();
+        enrolled.ok_or_else(|| StoreError::LeaseLost("this instance has not enrolled".into()))
+    }
+
+    fn owner(&self) -> Result<i32, StoreError> {
+        Ok(self.enrolled()?.enrolment.owner)
     }
 
     /// Runs a read on a pooled connection within the read timeout.
@@ -123,9 +142,9 @@ impl PostgresStore {
         let mut connection = self.readers.acquire().await?;
         match timeout(self.read_timeout + GRACE, body(&mut connection)).await {
             Ok(result) => result,
-            Err(_) => {
+            Err(elapsed) => {
                 drop(connection.detach());
-                Err(StoreError::Unavailable("the database does not answer".into()))
+                away(elapsed)
             }
         }
     }
@@ -144,9 +163,9 @@ impl PostgresStore {
         };
         match timeout(MAINTENANCE, work).await {
             Ok(result) => result,
-            Err(_) => {
+            Err(elapsed) => {
                 drop(connection.detach());
-                Err(StoreError::Unavailable("the database does not answer".into()))
+                away(elapsed)
             }
         }
     }
@@ -169,6 +188,10 @@ async fn migrate(server: &PgConnectOptions) -> Result<(), StoreError> {
     })?;
     connection.close().await?;
     Ok(())
+}
+
+fn away<T>(_: tokio::time::error::Elapsed) -> Result<T, StoreError> {
+    Err(StoreError::Unavailable("the database does not answer".into()))
 }
 
 /// The server without credentials.
@@ -197,21 +220,28 @@ fn event_filter_has_nul(filter: &EventFilter) -> bool {
 #[async_trait]
 impl Store for PostgresStore {
     async fn commit(&self, units: Arc<Vec<Unit>>) -> Result<Vec<Outcome>, StoreError> {
-        commit::commit(&self.writers, &self.factory, &units).await
+        commit::commit(&self.writers, &self.factory, self.owner()?, &units).await
     }
 
-    async fn next_epoch(&self, instance: &str) -> Result<i64, StoreError> {
-        self.write(async |c| {
-            let row = sqlx::query(
-                "INSERT INTO instance AS i (id, epoch) VALUES ($1, 1) \
-                 ON CONFLICT (id) DO UPDATE SET epoch = i.epoch + 1 RETURNING epoch",
-            )
-            .bind(instance)
-            .fetch_one(c)
-            .await?;
-            Ok(row.try_get("epoch")?)
-        })
-        .await
+    async fn enroll(&self, instance: &str, lease: Duration) -> Result<Enrolment, StoreError> {
+        let enrolled = self.write(async |c| owners::enroll(c, instance, lease).await).await?;
+        let enrolment = enrolled.enrolment;
+        *self.enrolled.write() = Some(enrolled);
+        Ok(enrolment)
+    }
+
+    async fn renew(&self, lease: Duration) -> Result<Renewal, StoreError> {
+        let enrolled = self.enrolled()?;
+        let (renewal, owners) = self.write(async |c| owners::renew(c, &enrolled, lease).await).await?;
+        if let Some(now) = self.enrolled.write().as_mut().filter(|now| now.enrolment == enrolled.enrolment) {
+            now.owners = owners;
+        }
+        Ok(renewal)
+    }
+
+    async fn take_duty(&self, duty: Duty) -> Result<bool, StoreError> {
+        let owner = self.owner()?;
+        self.write(async |c| owners::take_duty(c, owner, duty).await).await
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
@@ -345,26 +375,20 @@ impl Store for PostgresStore {
         after: i64,
         limit: u32,
     ) -> Result<Vec<(Arc<Event>, LegRow)>, StoreError> {
-        let wanted = OpenLegs { broker, lane, after, limit };
-        let deadline = Instant::now() + self.read_timeout;
-        let mut target = None;
-        loop {
-            let (legs, horizon, newest) = self
-                .read(async |c| {
-                    let (horizon, newest) = outbox::horizon(c).await?;
-                    Ok((outbox::open_legs(c, &self.events, wanted, horizon).await?, horizon, newest))
-                })
-                .await?;
-            // A short page says "that was all": only when nothing begun before this call
-            // can still come in below.
-            if legs.len() == limit as usize || horizon >= *target.get_or_insert(newest) {
-                return Ok(legs);
-            }
-            if Instant::now() >= deadline {
-                return Err(StoreError::Unavailable("a transaction of another instance does not end".into()));
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let mine = self.enrolled.read().as_ref().map(|enrolled| enrolled.owners.clone());
+        self.read(async |c| {
+            let owners = match &mine {
+                Some(owners) => owners.clone(),
+                None => owners::all(c).await?,
+            };
+            let wanted = OpenLegs { owners, broker, lane, after, limit };
+            outbox::open_legs(c, &self.events, &wanted).await
+        })
+        .await
+    }
+
+    async fn open_before(&self, broker: Broker, events: &[Arc<Event>]) -> Result<Vec<Option<LegState>>, StoreError> {
+        self.read(async |c| outbox::open_before(c, &self.events, broker, events).await).await
     }
 
     async fn broker_ends(&self) -> Result<Vec<BrokerEnd>, StoreError> {
@@ -372,7 +396,8 @@ impl Store for PostgresStore {
     }
 
     async fn reopen_legs(&self, lost: &[BrokerEnd]) -> Result<u64, StoreError> {
-        self.write(async |c| outbox::reopen(c, lost, &self.events).await).await
+        let owner = self.owner()?;
+        self.write(async |c| outbox::reopen(c, owner, lost, &self.events).await).await
     }
 
     async fn backlog_due(
@@ -407,6 +432,12 @@ impl Store for PostgresStore {
     }
 
     async fn close(&self) {
+        if let Ok(owner) = self.owner()
+            && let Err(error) =
+                timeout(GRACE, self.write(async |c| owners::resign(c, owner).await)).await.unwrap_or_else(away)
+        {
+            tracing::warn!(%error, "the lease is not given up; others take over when it has ended");
+        }
         self.readers.close().await;
         self.writers.close().await;
     }

@@ -8,7 +8,8 @@ use sqlx::{PgConnection, Row};
 
 use super::history::{EventReader, event_columns};
 use super::rows::{int, read_broker, read_text, read_time, read_time_or_null, read_u32, time};
-use crate::domain::event::SkipReason;
+use crate::domain::catalogue::Order;
+use crate::domain::event::{Origin, SkipReason};
 use crate::domain::{Broker, Event, Timestamp};
 use crate::store::plan::{BUCKETS, HeadKey, NewLeg};
 use crate::store::{BrokerEnd, LegMark, LegRow, LegState, StoreError};
@@ -16,11 +17,19 @@ use crate::store::{BrokerEnd, LegMark, LegRow, LegState, StoreError};
 /// Positions of one transaction: its block number times this, and up.
 pub(super) const BLOCK: i64 = 65_536;
 
+/// A head under lock.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Head {
+    pub last: i64,
+    /// Who committed the last event.
+    pub owner: i32,
+}
+
 /// Locks the heads, in the order of their keys; creates those that are missing.
 pub(super) async fn lock_heads(
     c: &mut PgConnection,
     keys: &BTreeSet<HeadKey>,
-) -> Result<HashMap<HeadKey, i64>, StoreError> {
+) -> Result<HashMap<HeadKey, Head>, StoreError> {
     let mut found = select_heads(c, keys.iter()).await?;
     let missing: Vec<&HeadKey> = keys.iter().filter(|key| !found.contains_key(*key)).collect();
     if missing.is_empty() {
@@ -29,14 +38,14 @@ pub(super) async fn lock_heads(
     // Waits for whoever is creating the same one.
     let rows = sqlx::query(
         "INSERT INTO heads (kind, id, last) SELECT kind, id, 0 FROM unnest($1::text[], $2::text[]) AS w(kind, id) \
-         ON CONFLICT DO NOTHING RETURNING kind, id, last",
+         ON CONFLICT DO NOTHING RETURNING kind, id",
     )
     .bind(missing.iter().map(|key| &*key.kind).bind_iter())
     .bind(missing.iter().map(|key| &*key.id).bind_iter())
     .fetch_all(&mut *c)
     .await?;
     for row in &rows {
-        found.insert(head_key(row)?, 0);
+        found.insert(head_key(row)?, Head::default());
     }
     let others: Vec<&HeadKey> = missing.into_iter().filter(|key| !found.contains_key(*key)).collect();
     if !others.is_empty() {
@@ -48,47 +57,74 @@ pub(super) async fn lock_heads(
 async fn select_heads<'k>(
     c: &mut PgConnection,
     keys: impl Iterator<Item = &'k HeadKey> + Clone,
-) -> Result<HashMap<HeadKey, i64>, StoreError> {
+) -> Result<HashMap<HeadKey, Head>, StoreError> {
     let rows = sqlx::query(
-        "SELECT h.kind, h.id, h.last FROM unnest($1::text[], $2::text[]) AS w(kind, id) \
+        "SELECT h.kind, h.id, h.last, h.owner FROM unnest($1::text[], $2::text[]) AS w(kind, id) \
          JOIN heads AS h ON h.kind = w.kind AND h.id = w.id ORDER BY h.kind, h.id FOR UPDATE OF h",
     )
     .bind(keys.clone().map(|key| &*key.kind).bind_iter())
     .bind(keys.map(|key| &*key.id).bind_iter())
     .fetch_all(c)
     .await?;
-    rows.iter().map(|row| Ok((head_key(row)?, row.try_get("last")?))).collect()
+    rows.iter()
+        .map(|row| Ok((head_key(row)?, Head { last: row.try_get("last")?, owner: row.try_get("owner")? })))
+        .collect()
 }
 
 fn head_key(row: &PgRow) -> Result<HeadKey, sqlx::Error> {
     Ok(HeadKey { kind: read_text(row, "kind")?, id: read_text(row, "id")? })
 }
 
-pub(super) async fn write_heads(c: &mut PgConnection, heads: &BTreeMap<HeadKey, i64>) -> Result<(), StoreError> {
+pub(super) async fn write_heads(
+    c: &mut PgConnection,
+    heads: &BTreeMap<HeadKey, i64>,
+    owner: i32,
+) -> Result<(), StoreError> {
     if heads.is_empty() {
         return Ok(());
     }
     sqlx::query(
-        "INSERT INTO heads (kind, id, last) SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[]) \
-         ON CONFLICT (kind, id) DO UPDATE SET last = excluded.last",
+        "INSERT INTO heads (kind, id, last, owner) \
+         SELECT kind, id, last, $4 FROM unnest($1::text[], $2::text[], $3::bigint[]) AS w(kind, id, last) \
+         ON CONFLICT (kind, id) DO UPDATE SET last = excluded.last, owner = excluded.owner",
     )
     .bind(heads.keys().map(|key| &*key.kind).bind_iter())
     .bind(heads.keys().map(|key| &*key.id).bind_iter())
     .bind(heads.values().copied().bind_iter())
+    .bind(owner)
     .execute(c)
     .await?;
     Ok(())
 }
 
-/// This transaction's id and, when it will write events, its block of positions. Call
-/// with every head locked: positions then grow with sequences.
-pub(super) async fn draw(c: &mut PgConnection, events: bool) -> Result<(String, Option<i64>), StoreError> {
-    let row =
-        sqlx::query("SELECT pg_current_xact_id()::text AS xid, CASE WHEN $1 THEN next_event_block() END AS block")
-            .bind(events)
-            .fetch_one(c)
-            .await?;
-    Ok((row.try_get("xid")?, row.try_get("block")?))
+/// What a transaction is known by outside of it.
+#[derive(Clone, Debug)]
+pub(super) struct Transaction {
+    pub xid: String,
+    /// The server's process.
+    pub pid: i32,
+}
+
+/// This transaction and, when it will write events, its block of positions. Call with every
+/// head locked: positions then grow with sequences.
+///
+/// # Errors
+/// [`StoreError::LeaseLost`]: the owner has been adopted; nobody can adopt it from here on
+/// until the transaction ends.
+pub(super) async fn draw(
+    c: &mut PgConnection,
+    owner: i32,
+    events: bool,
+) -> Result<(Transaction, Option<i64>), StoreError> {
+    let row = sqlx::query(
+        "SELECT hold_ownership($1), pg_current_xact_id()::text AS xid, pg_backend_pid() AS pid, \
+           CASE WHEN $2 THEN next_event_block() END AS block",
+    )
+    .bind(owner)
+    .bind(events)
+    .fetch_one(c)
+    .await?;
+    Ok((Transaction { xid: row.try_get("xid")?, pid: row.try_get("pid")? }, row.try_get("block")?))
 }
 
 pub(super) async fn write_events(c: &mut PgConnection, events: &[Arc<Event>]) -> Result<(), StoreError> {
@@ -130,13 +166,13 @@ pub(super) async fn write_events(c: &mut PgConnection, events: &[Arc<Event>]) ->
     Ok(())
 }
 
-pub(super) async fn write_legs(c: &mut PgConnection, legs: &[NewLeg]) -> Result<(), StoreError> {
+pub(super) async fn write_legs(c: &mut PgConnection, legs: &[NewLeg], owner: i32) -> Result<(), StoreError> {
     if legs.is_empty() {
         return Ok(());
     }
     sqlx::query(
-        "INSERT INTO legs (position, broker, state, bucket, attempts, at, skip) \
-         SELECT position, broker, state, bucket, 0, at, skip \
+        "INSERT INTO legs (position, broker, state, bucket, attempts, at, skip, owner) \
+         SELECT position, broker, state, bucket, 0, at, skip, $7 \
          FROM unnest($1::bigint[], $2::smallint[], $3::smallint[], $4::smallint[], $5::timestamptz[], $6::smallint[]) \
            AS w(position, broker, state, bucket, at, skip)",
     )
@@ -146,6 +182,7 @@ pub(super) async fn write_legs(c: &mut PgConnection, legs: &[NewLeg]) -> Result<
     .bind(legs.iter().map(|leg| i16::from(leg.bucket)).bind_iter())
     .bind(legs.iter().map(|leg| time(leg.at)).bind_iter())
     .bind(legs.iter().map(|leg| leg.skip.map(|reason| reason as i16)).bind_iter())
+    .bind(owner)
     .execute(c)
     .await?;
     Ok(())
@@ -225,8 +262,13 @@ pub(super) async fn ends(c: &mut PgConnection) -> Result<Vec<BrokerEnd>, StoreEr
         .collect()
 }
 
-/// Done legs whose record is gone become pending again.
-pub(super) async fn reopen(c: &mut PgConnection, lost: &[BrokerEnd], reader: &EventReader) -> Result<u64, StoreError> {
+/// Done legs whose record is gone become pending again, this owner's.
+pub(super) async fn reopen(
+    c: &mut PgConnection,
+    owner: i32,
+    lost: &[BrokerEnd],
+    reader: &EventReader,
+) -> Result<u64, StoreError> {
     let mut reopened = 0;
     for end in lost {
         // Few rows: what the broker had confirmed but not synced when the machine died.
@@ -249,10 +291,12 @@ pub(super) async fn reopen(c: &mut PgConnection, lost: &[BrokerEnd], reader: &Ev
             }
         }
         let result = sqlx::query(
-            "UPDATE legs SET state = 0, partition = NULL, \"offset\" = NULL WHERE broker = $1 AND position = ANY($2)",
+            "UPDATE legs SET state = 0, partition = NULL, \"offset\" = NULL, owner = $3 \
+             WHERE broker = $1 AND position = ANY($2)",
         )
         .bind(end.broker as i16)
         .bind(positions)
+        .bind(owner)
         .execute(&mut *c)
         .await?;
         reopened += result.rows_affected();
@@ -291,16 +335,9 @@ pub(super) fn read_leg(row: &PgRow) -> Result<LegRow, StoreError> {
     })
 }
 
-/// Up to where positions are settled, and the newest block that is drawn. Another
-/// instance's transaction may still commit positions beyond the first.
-pub(super) async fn horizon(c: &mut PgConnection) -> Result<(i64, i64), StoreError> {
-    let row = sqlx::query("SELECT horizon, newest FROM event_horizon()").fetch_one(c).await?;
-    Ok((row.try_get("horizon")?, row.try_get("newest")?))
-}
-
 /// Which open legs are wanted.
-#[derive(Clone, Copy)]
 pub(super) struct OpenLegs {
+    pub owners: Arc<[i32]>,
     pub broker: Broker,
     /// (index, count)
     pub lane: Option<(u8, u8)>,
@@ -308,33 +345,127 @@ pub(super) struct OpenLegs {
     pub limit: u32,
 }
 
-/// Those within the settled positions.
 pub(super) async fn open_legs(
     c: &mut PgConnection,
     reader: &EventReader,
-    wanted: OpenLegs,
-    horizon: i64,
+    wanted: &OpenLegs,
 ) -> Result<Vec<(Arc<Event>, LegRow)>, StoreError> {
     let (lane, lanes) = wanted.lane.unwrap_or((0, 1));
     debug_assert!(lanes <= BUCKETS);
+    // By owner first: the index then gives each one's in order, whatever the others have.
     let rows = sqlx::query(concat!(
         "SELECT ",
         event_columns!("events"),
         ", ",
         leg_columns!(),
-        " FROM legs JOIN events USING (position) \
-         WHERE legs.broker = $1 AND legs.state IN (0, 3) AND legs.position > $2 AND legs.position < $6 \
-           AND legs.bucket % $3 = $4 ORDER BY legs.position LIMIT $5"
+        ", legs.owner FROM unnest($1::integer[]) AS o(owner) \
+         CROSS JOIN LATERAL (SELECT * FROM legs AS l WHERE l.broker = $2 AND l.owner = o.owner \
+           AND l.state IN (0, 3) AND l.position > $3 AND l.bucket % $4 = $5 ORDER BY l.position LIMIT $6) AS legs \
+         JOIN events ON events.position = legs.position ORDER BY legs.position LIMIT $6"
     ))
+    .bind(&wanted.owners[..])
     .bind(wanted.broker as i16)
     .bind(wanted.after)
     .bind(i16::from(lanes))
     .bind(i16::from(lane))
     .bind(i64::from(wanted.limit))
-    .bind((horizon + 1) * BLOCK)
     .fetch_all(c)
     .await?;
-    rows.iter().map(|row| Ok((reader.read(row)?, read_leg(row)?))).collect()
+    rows.iter()
+        .map(|row| {
+            // Who committed the one before is not kept with an event.
+            let origin = Origin { owner: row.try_get("owner")?, follows_other: true };
+            Ok((reader.read_from(row, origin)?, read_leg(row)?))
+        })
+        .collect()
+}
+
+/// Earlier events looked at in one query for each that asks.
+const BEFORE: i64 = 8;
+
+/// The nearest earlier leg of each event's aggregate to the same destination, if it is open.
+pub(super) async fn open_before(
+    c: &mut PgConnection,
+    reader: &EventReader,
+    broker: Broker,
+    events: &[Arc<Event>],
+) -> Result<Vec<Option<LegState>>, StoreError> {
+    let mut found = vec![None; events.len()];
+    // (index, destination, sequences below which to look)
+    let mut asking: Vec<(usize, Arc<str>, i64)> = events
+        .iter()
+        .enumerate()
+        .filter_map(|(index, event)| Some((index, destination(event, broker)?, event.sequence)))
+        .collect();
+    while !asking.is_empty() {
+        let rows = earlier(c, broker, events, &asking).await?;
+        let mut pages: HashMap<i64, Vec<&PgRow>> = HashMap::new();
+        for row in &rows {
+            pages.entry(row.try_get("n")?).or_default().push(row);
+        }
+        let mut further = Vec::new();
+        for (n, (index, target, _)) in asking.into_iter().enumerate() {
+            let page = pages.remove(&(n as i64 + 1)).unwrap_or_default();
+            let mut before = None;
+            let mut settled = false;
+            for row in &page {
+                let event = reader.read(row)?;
+                before = Some(event.sequence);
+                if destination(&event, broker).as_ref() == Some(&target) {
+                    let state = read_leg(row)?.state;
+                    found[index] = matches!(state, LegState::Pending | LegState::Dead).then_some(state);
+                    settled = true;
+                    break;
+                }
+            }
+            if let Some(before) = before
+                && !settled
+                && page.len() as i64 == BEFORE
+            {
+                further.push((index, target, before));
+            }
+        }
+        asking = further;
+    }
+    Ok(found)
+}
+
+/// Where an event that keeps its order goes.
+fn destination(event: &Event, broker: Broker) -> Option<Arc<str>> {
+    if event.event_type.order != Order::Aggregate {
+        return None;
+    }
+    let routes = event.event_type.routes(&event.aggregate_id, &event.payload.json);
+    routes.into_iter().find(|route| route.broker == broker).map(|route| route.target)
+}
+
+async fn earlier(
+    c: &mut PgConnection,
+    broker: Broker,
+    events: &[Arc<Event>],
+    asking: &[(usize, Arc<str>, i64)],
+) -> Result<Vec<PgRow>, StoreError> {
+    let of = || asking.iter().map(|(index, ..)| &events[*index]);
+    let rows = sqlx::query(concat!(
+        "SELECT w.n, found.* FROM unnest($2::text[], $3::text[], $4::bigint[]) \
+           WITH ORDINALITY AS w(aggregate, aggregate_id, below, n) \
+         CROSS JOIN LATERAL (SELECT ",
+        event_columns!("events"),
+        ", ",
+        leg_columns!(),
+        " FROM events JOIN legs ON legs.position = events.position AND legs.broker = $1 \
+           WHERE events.aggregate_id = w.aggregate_id AND events.aggregate = w.aggregate \
+             AND events.sequence < w.below ORDER BY events.sequence DESC LIMIT $5) AS found \
+         ORDER BY w.n, found.sequence DESC"
+    ))
+    .bind(broker as i16)
+    .bind(of().map(|event| &*event.event_type.aggregate).bind_iter())
+    .bind(of().map(|event| &*event.aggregate_id).bind_iter())
+    .bind(asking.iter().map(|(.., below)| *below).bind_iter())
+    .bind(BEFORE)
+    .fetch_all(c)
+    .await?;
+    Ok(rows)
 }
 
 /// (broker, open legs, oldest) for metrics. `legs_open` makes it an index scan.

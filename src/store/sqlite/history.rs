@@ -10,6 +10,7 @@ use sqlx::{AssertSqlSafe, Row, SqliteConnection};
 use super::outbox::{leg_columns, read_leg};
 use super::rows::{Args, hex_list, json_list};
 use crate::domain::catalogue::{Catalogue, EventType};
+use crate::domain::event::Origin;
 use crate::domain::job::Job;
 use crate::domain::{Channel, EncodedPayload, Event, EventDraft, Id, Timestamp};
 use crate::store::{
@@ -71,6 +72,7 @@ impl EventReader {
             position: row.try_get("position")?,
             sequence: row.try_get("sequence")?,
             user_offset: row.try_get("user_offset")?,
+            origin: Origin::default(),
             draft: EventDraft {
                 event_id: super::read_id(row, "event_id")?,
                 event_type: self.event_type(&row.try_get::<String, _>("event_type")?)?,

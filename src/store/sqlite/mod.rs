@@ -29,8 +29,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::plan::{Found, Needs, Plan, plan};
 use super::{
-    BacklogRow, BrokerEnd, ChannelState, Deliveries, EventFilter, JobFilter, JobSummary, LegRow, Outcome, Page,
-    PruneStep, Pruned, ReplayLimit, SamplePoint, Store, StoreError, StoreFigures, Unit,
+    BacklogRow, BrokerEnd, ChannelState, Deliveries, Duty, Enrolment, EventFilter, JobFilter, JobSummary, LegRow,
+    LegState, Outcome, Page, PruneStep, Pruned, Renewal, ReplayLimit, SamplePoint, Store, StoreError, StoreFigures,
+    Unit,
 };
 use crate::domain::factory::EventFactory;
 use crate::domain::job::{Job, RunnerKind};
@@ -263,7 +264,8 @@ impl Store for SqliteStore {
         }
     }
 
-    async fn next_epoch(&self, instance: &str) -> Result<i64, StoreError> {
+    /// One process at a time, kept so by a lock file: its lease never ends.
+    async fn enroll(&self, instance: &str, _lease: Duration) -> Result<Enrolment, StoreError> {
         self.write(async |c| {
             let row = sqlx::query(
                 "INSERT INTO instance (id, epoch) VALUES (?, 1) ON CONFLICT (id) DO UPDATE SET epoch = epoch + 1 \
@@ -272,9 +274,17 @@ impl Store for SqliteStore {
             .bind(instance.to_owned())
             .fetch_one(c)
             .await?;
-            Ok(row.try_get("epoch")?)
+            Ok(Enrolment { epoch: row.try_get("epoch")?, owner: 0 })
         })
         .await
+    }
+
+    async fn renew(&self, _lease: Duration) -> Result<Renewal, StoreError> {
+        Ok(Renewal::Held { adopted: 0 })
+    }
+
+    async fn take_duty(&self, _duty: Duty) -> Result<bool, StoreError> {
+        Ok(true)
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
@@ -394,6 +404,11 @@ impl Store for SqliteStore {
         limit: u32,
     ) -> Result<Vec<(Arc<Event>, LegRow)>, StoreError> {
         self.read(async |c| outbox::open_legs(c, &self.events, broker, lane, after, limit).await).await
+    }
+
+    /// All legs are in the lanes of this process, which know what is before.
+    async fn open_before(&self, _broker: Broker, events: &[Arc<Event>]) -> Result<Vec<Option<LegState>>, StoreError> {
+        Ok(vec![None; events.len()])
     }
 
     async fn broker_ends(&self) -> Result<Vec<BrokerEnd>, StoreError> {

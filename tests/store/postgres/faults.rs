@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use event_gateway::store::postgres::{PostgresOptions, PostgresStore};
+use event_gateway::store::postgres::PostgresStore;
 use event_gateway::store::{JobFilter, Outcome, Page, Store, StoreError};
 use sqlx::{AssertSqlSafe, Executor};
 
-use super::{Database, Schema};
-use crate::fixture::{factory, job, submit};
+use super::{Database, LEASE, Schema, enrolled};
+use crate::fixture::{job, submit};
 
 async fn submit_one(store: &PostgresStore) -> Result<Vec<Outcome>, StoreError> {
     store.commit(Arc::new(vec![submit(&job("ada"))])).await
@@ -31,7 +31,7 @@ async fn submit_again(store: &PostgresStore) {
 #[tokio::test]
 async fn a_read_only_server_is_unavailable_and_loses_nothing() {
     let Some(database) = Database::create().await else { return };
-    let store = PostgresStore::open(database.options(), factory(), PostgresOptions::default()).await.unwrap();
+    let store = enrolled(database.options(), "one", LEASE).await;
     submit_one(&store).await.unwrap();
 
     database.set_read_only(true).await;

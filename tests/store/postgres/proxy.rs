@@ -17,6 +17,8 @@ pub enum Cut {
     Before = 1,
     /// The server does it, the client gets no answer.
     After = 2,
+    /// Neither: the server's side stays open, the client's is closed.
+    Hold = 3,
 }
 
 pub struct Proxy {
@@ -63,6 +65,12 @@ async fn relay(mut client: TcpStream, mut server: TcpStream, cut: Arc<AtomicU8>)
                 let commit = up[..count].windows(7).any(|bytes| bytes == b"COMMIT\0");
                 let how = if commit { cut.swap(Cut::No as u8, Ordering::SeqCst) } else { Cut::No as u8 };
                 if how == Cut::Before as u8 {
+                    return;
+                }
+                if how == Cut::Hold as u8 {
+                    drop(client);
+                    // Until the server ends it.
+                    while matches!(server.read(&mut down).await, Ok(1..)) {}
                     return;
                 }
                 if server.write_all(&up[..count]).await.is_err() {

@@ -3,17 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use event_gateway::domain::Channel;
 use event_gateway::domain::job::JobCommand;
 use event_gateway::domain::payload::CancelledBy;
-use event_gateway::domain::{Broker, Channel};
-use event_gateway::store::postgres::{PostgresOptions, PostgresStore};
+use event_gateway::store::postgres::PostgresStore;
 use event_gateway::store::{Effect, Fold, JobFilter, Outcome, Page, Store, StoreError, Unit, Verdict};
 use event_gateway::task;
 use sqlx::{Connection, Executor, Row};
 
-use super::Schema;
 use super::proxy::{Cut, Proxy};
-use crate::fixture::{claim, command, delivery, factory, job, submit};
+use super::{LEASE, Schema, enrolled};
+use crate::fixture::{claim, command, delivery, job, submit};
 
 /// Commits the same work on two instances at once, over and over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -101,29 +101,9 @@ async fn new_users_and_rows_of_two_instances_do_not_collide() {
     }
 }
 
-#[tokio::test]
-async fn a_late_commit_is_not_skipped_by_who_reads_open_legs() {
-    let Some(schema) = Schema::create().await else { return };
-    let store = schema.store().await;
-    // Another instance has its positions, and does not commit yet.
-    let mut other = schema.session().await;
-    let mut late = other.begin().await.unwrap();
-    late.execute("SELECT next_event_block()").await.unwrap();
-    store.commit(Arc::new(vec![submit(&job("ada"))])).await.unwrap();
-    let read = || store.open_legs(Broker::Rabbitmq, None, 0, 100);
-    assert!(matches!(read().await, Err(StoreError::Unavailable(_))), "there may be more below");
-    late.rollback().await.unwrap();
-    assert_eq!(read().await.unwrap().len(), 1);
-    // Those that begin later do not hold anybody up.
-    let mut younger = other.begin().await.unwrap();
-    younger.execute("SELECT next_event_block()").await.unwrap();
-    let full = store.open_legs(Broker::Rabbitmq, None, 0, 1).await.unwrap();
-    assert_eq!(full.len(), 1, "a full page of what is settled needs no wait");
-}
-
 async fn through(schema: &Schema, proxy: &Proxy) -> PostgresStore {
     let server = schema.options().host(&proxy.address.ip().to_string()).port(proxy.address.port());
-    PostgresStore::open(server, factory(), PostgresOptions::default()).await.unwrap()
+    enrolled(server, "proxied", LEASE).await
 }
 
 async fn stored(store: &PostgresStore) -> usize {
@@ -148,7 +128,17 @@ async fn a_commit_whose_answer_is_lost_is_found_out() {
         other => panic!("{other:?}"),
     }
     assert_eq!(stored(&store).await, 1);
+
+    // The server has not noticed that its client is gone: it is told.
+    proxy.cut_next_commit(Cut::Hold);
+    let started = Instant::now();
+    match store.commit(Arc::new(vec![submit(&job("ada"))])).await {
+        Err(StoreError::Unavailable(why)) => assert!(why.contains("rolled back"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(started.elapsed() < Duration::from_secs(3), "well before any session times out");
     store.commit(Arc::new(vec![submit(&job("ada"))])).await.expect("the pool has healed");
+    assert_eq!(stored(&store).await, 2);
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use std::sync::{Arc, LazyLock};
 
 use super::conform::samples;
 use super::*;
+use crate::domain::event::Origin;
 use crate::domain::job::{Priority, ResourceRequest, RunnerKind, TaccSystem};
 use crate::domain::payload::*;
 use crate::domain::{EventDraft, Id, Timestamp};
@@ -54,6 +55,7 @@ fn event(event_type: &Arc<EventType>, payload: EncodedPayload) -> Event {
         position: 77,
         sequence: 3,
         user_offset: event_type.audience.user.then_some(41),
+        origin: Origin::default(),
         draft: EventDraft {
             event_id: Id::new(),
             event_type: event_type.clone(),
