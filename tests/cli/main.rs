@@ -1,6 +1,8 @@
 //! The command line as a user meets it: the real binary, its output and exit codes.
 
 mod configuration;
+#[path = "../support/environment.rs"]
+mod environment;
 mod gateway;
 mod jobs;
 mod program;

@@ -2,6 +2,8 @@
 //! passes, on the embedded brokers and on the real ones.
 
 mod embedded;
+#[path = "../support/environment.rs"]
+mod environment;
 mod fixture;
 mod kafka;
 mod nats;

@@ -10,6 +10,8 @@ mod gateway;
 #[path = "../cli/program.rs"]
 mod program;
 
+#[path = "../support/environment.rs"]
+mod environment;
 mod faults;
 mod instances;
 mod play;

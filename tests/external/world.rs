@@ -5,6 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use event_gateway::domain::Id;
 
+use crate::environment::variable;
+
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Names of a test's own on the brokers, and the settings that say so.
@@ -60,15 +62,7 @@ impl Drop for World {
 }
 
 pub fn address(of: &str) -> Option<String> {
-    let name = format!("EVENT_GATEWAY_TEST_{of}");
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let found = variable(&name);
-    if found.is_none() {
-        let required = variable("REQUIRE_BROKERS").is_some_and(|value| value == "1");
-        assert!(!required, "REQUIRE_BROKERS=1, but {name} is not set");
-        eprintln!("SKIPPED: {name} is not set");
-    }
-    found
+    variable(&format!("EVENT_GATEWAY_TEST_{of}"))
 }
 
 /// `scripts/brokers`, which has to succeed.

@@ -1,5 +1,7 @@
 //! The real binary, from outside: HTTP, signals, files.
 
+#[path = "../support/environment.rs"]
+mod environment;
 mod kill;
 mod life;
 mod process;

@@ -1,5 +1,7 @@
 //! The contract of the store port: one suite, run on every adapter.
 
+#[path = "../support/environment.rs"]
+mod environment;
 mod fixture;
 mod postgres;
 mod retention;

@@ -7,15 +7,11 @@ use std::str::FromStr;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
+use crate::environment::variable;
+
 /// The test server; `None` when there is none and that is fine.
 pub fn server() -> Option<PgConnectOptions> {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let Some(url) = variable("EVENT_GATEWAY_TEST_POSTGRES") else {
-        let required = variable("REQUIRE_BROKERS").is_some_and(|value| value == "1");
-        assert!(!required, "REQUIRE_BROKERS=1, but EVENT_GATEWAY_TEST_POSTGRES is not set");
-        eprintln!("SKIPPED: EVENT_GATEWAY_TEST_POSTGRES is not set");
-        return None;
-    };
+    let url = variable("EVENT_GATEWAY_TEST_POSTGRES")?;
     Some(PgConnectOptions::from_str(&url).expect("EVENT_GATEWAY_TEST_POSTGRES is a URL"))
 }
 

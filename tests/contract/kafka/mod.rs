@@ -24,6 +24,7 @@ use event_gateway::domain::catalogue::{Catalogue, EventType, Route};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 
+use crate::environment::variable;
 use crate::fixture::{Fixture, within};
 
 /// The topic's name in the catalogue; in the cluster it has the fixture's prefix.
@@ -40,14 +41,7 @@ pub struct Site {
 impl Site {
     /// `None` when there are none and that is fine.
     pub fn find() -> Option<Self> {
-        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let found = variable("EVENT_GATEWAY_TEST_KAFKA").zip(variable("EVENT_GATEWAY_TEST_REGISTRY"));
-        let Some((bootstrap, registry)) = found else {
-            let required = variable("REQUIRE_BROKERS").is_some_and(|value| value == "1");
-            assert!(!required, "REQUIRE_BROKERS=1, but EVENT_GATEWAY_TEST_KAFKA and _REGISTRY are not set");
-            eprintln!("SKIPPED: EVENT_GATEWAY_TEST_KAFKA and EVENT_GATEWAY_TEST_REGISTRY are not set");
-            return None;
-        };
+        let (bootstrap, registry) = variable("EVENT_GATEWAY_TEST_KAFKA").zip(variable("EVENT_GATEWAY_TEST_REGISTRY"))?;
         Some(Self { bootstrap, registry })
     }
 

@@ -11,6 +11,8 @@ use nix::unistd::Pid;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 
+use crate::environment::{given, or_skip};
+
 /// How long virtual machines may take to start on a busy machine.
 const START: Duration = Duration::from_secs(120);
 
@@ -19,14 +21,8 @@ const SHARED: &str = include_str!("../../../deploy/brokers/kafka.properties");
 
 /// Where the jars are, or `None` when they are nowhere and that is fine.
 pub fn jars() -> Option<PathBuf> {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let found = variable("EVENT_GATEWAY_TEST_KAFKA_LIBS").map(PathBuf::from).filter(|path| path.is_dir());
-    if found.is_none() {
-        let required = variable("REQUIRE_BROKERS").is_some_and(|value| value == "1");
-        assert!(!required, "REQUIRE_BROKERS=1, but EVENT_GATEWAY_TEST_KAFKA_LIBS names no directory");
-        eprintln!("SKIPPED: EVENT_GATEWAY_TEST_KAFKA_LIBS names no directory");
-    }
-    found
+    let found = given("EVENT_GATEWAY_TEST_KAFKA_LIBS").map(PathBuf::from).filter(|path| path.is_dir());
+    or_skip(found, "EVENT_GATEWAY_TEST_KAFKA_LIBS names no directory")
 }
 
 fn free_port() -> u16 {

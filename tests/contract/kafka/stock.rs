@@ -4,28 +4,18 @@
 //! makes one). Without it, or without kcat, these tests say so and pass, or fail if
 //! `REQUIRE_BROKERS=1`.
 
-use std::ffi::OsString;
 use std::process::Command;
 
 use event_gateway::broker::Outgoing;
 use serde_json::{Value, json};
 
 use super::{Fresh, Site, TOPIC, route_to};
+use crate::environment::{or_skip, variable};
 use crate::fixture::*;
 
-/// Must the tool be there? Says so if it is not.
-fn skip(what: &str) {
-    assert!(std::env::var("REQUIRE_BROKERS").as_deref() != Ok("1"), "REQUIRE_BROKERS=1, but there is no {what}");
-    eprintln!("SKIPPED: there is no {what}");
-}
-
 /// A Python that has tests/kafka/requirements.txt.
-pub fn python() -> Option<OsString> {
-    let python = std::env::var_os("EVENT_GATEWAY_TEST_PYTHON").filter(|path| !path.is_empty());
-    if python.is_none() {
-        skip("Python with confluent-kafka (EVENT_GATEWAY_TEST_PYTHON)");
-    }
-    python
+pub fn python() -> Option<String> {
+    variable("EVENT_GATEWAY_TEST_PYTHON")
 }
 
 fn run(command: &mut Command) -> String {
@@ -78,8 +68,8 @@ async fn the_stock_avro_deserializer_reads_our_records() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kcat_shows_keys_and_cloudevents_headers() {
     let Some(site) = Site::find() else { return };
-    if Command::new("kcat").arg("-V").output().is_err() {
-        return skip("kcat");
+    if or_skip(Command::new("kcat").arg("-V").output().ok(), "there is no kcat").is_none() {
+        return;
     }
     let (fresh, window) = three_events(site).await;
     let (bootstrap, topic) = (fresh.site.bootstrap.clone(), fresh.topic());

@@ -8,21 +8,16 @@ use std::process::{Child, Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::environment::{given, or_skip};
+
 /// The program, or `None` when there is none and that is fine.
 pub fn program() -> Option<PathBuf> {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let named = variable("EVENT_GATEWAY_TEST_NATS_SERVER").map(PathBuf::from);
+    let named = given("EVENT_GATEWAY_TEST_NATS_SERVER").map(PathBuf::from);
     let on_path = || {
         let path = std::env::var_os("PATH").unwrap_or_default();
         std::env::split_paths(&path).map(|directory| directory.join("nats-server")).find(|program| program.is_file())
     };
-    let found = named.or_else(on_path);
-    if found.is_none() {
-        let required = variable("REQUIRE_BROKERS").is_some_and(|value| value == "1");
-        assert!(!required, "REQUIRE_BROKERS=1, but there is no nats-server");
-        eprintln!("SKIPPED: no nats-server on the path or in EVENT_GATEWAY_TEST_NATS_SERVER");
-    }
-    found
+    or_skip(named.or_else(on_path), "there is no nats-server on the path or in EVENT_GATEWAY_TEST_NATS_SERVER")
 }
 
 pub fn free_port() -> u16 {

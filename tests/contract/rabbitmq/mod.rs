@@ -24,23 +24,12 @@ use event_gateway::domain::{Broker, Id};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions, QueueDeleteOptions};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 
+use crate::environment::variable;
 use crate::fixture::{Fixture, Live, outgoing, publish, receive, sequences, subscribe, tokens, within};
 
 /// The servers, or `None` when there are none and that is fine.
 pub fn servers() -> Option<String> {
     variable("EVENT_GATEWAY_TEST_RABBITMQ")
-}
-
-/// Where the environment says something is; `None`, with the reason printed, where it does not.
-pub fn variable(name: &str) -> Option<String> {
-    let value = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let found = value(name);
-    if found.is_none() {
-        let required = value("REQUIRE_BROKERS").is_some_and(|value| value == "1");
-        assert!(!required, "REQUIRE_BROKERS=1, but {name} is not set");
-        eprintln!("SKIPPED: {name} is not set");
-    }
-    found
 }
 
 pub fn config(urls: &str, set: &[(&str, &str)]) -> Config {

@@ -4,7 +4,8 @@
 
 use event_gateway::broker::rabbitmq::RabbitMq;
 
-use super::{Fresh, variable};
+use super::Fresh;
+use crate::environment::variable;
 use crate::fixture::{Fixture, consume, outgoing, publish, sequences, subscribe, within};
 
 struct Secured {
