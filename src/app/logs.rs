@@ -1,19 +1,23 @@
 //! Reads of what the configured brokers hold, beside whatever runs.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use super::core::StartError;
 use crate::broker::BrokerLog;
 use crate::broker::embedded::{EmbeddedLog, EmbeddedTopology};
+use crate::broker::kafka::KafkaLog;
 use crate::broker::nats::NatsLog;
+use crate::broker::rabbitmq::RabbitLog;
 use crate::config::{BrokerMode, Config};
+use crate::consumer::{audit, orchestrator};
 use crate::domain::Broker;
 use crate::domain::catalogue::Catalogue;
 
 /// One of each broker; nothing is declared.
 ///
 /// # Errors
-/// A broker does not answer, or is one that cannot be read.
+/// A setting cannot be used, or a broker does not answer.
 pub async fn open(config: &Config, catalogue: &Catalogue) -> Result<Vec<Arc<dyn BrokerLog>>, StartError> {
     let mut logs: Vec<Arc<dyn BrokerLog>> = Vec::new();
     for broker in Broker::ALL {
@@ -22,15 +26,21 @@ pub async fn open(config: &Config, catalogue: &Catalogue) -> Result<Vec<Arc<dyn 
                 let topology = EmbeddedTopology::from_catalogue(catalogue, Vec::new());
                 Arc::new(EmbeddedLog::new(&config.data.dir.join("brokers.db"), broker, &topology))
             }
-            (BrokerMode::External, Broker::Nats) => {
-                let opened = NatsLog::open(&config.nats, catalogue.streams()).await;
-                Arc::new(opened.map_err(|why| StartError::Brokers(vec![why.to_string()]))?)
+            (BrokerMode::External, Broker::Rabbitmq) => {
+                let queues = [orchestrator::QUEUE, audit::QUEUE].map(Arc::from).to_vec();
+                Arc::new(RabbitLog::open(&config.rabbitmq, queues).map_err(failed)?)
             }
-            (BrokerMode::External, Broker::Rabbitmq | Broker::Kafka) => {
-                let why = format!("an external {broker} is not compared by this version; nothing was read");
-                return Err(StartError::Brokers(vec![why]));
+            (BrokerMode::External, Broker::Kafka) => {
+                Arc::new(KafkaLog::open(&config.kafka, catalogue).await.map_err(failed)?)
+            }
+            (BrokerMode::External, Broker::Nats) => {
+                Arc::new(NatsLog::open(&config.nats, catalogue.streams()).await.map_err(failed)?)
             }
         });
     }
     Ok(logs)
+}
+
+fn failed(why: impl Display) -> StartError {
+    StartError::Brokers(vec![why.to_string()])
 }

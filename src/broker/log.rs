@@ -54,7 +54,7 @@ pub struct LogRecord {
     pub headers: Result<Arc<Headers>, String>,
 }
 
-/// Messages that wait in a queue, ready or handed out.
+/// Messages that wait in a queue and were not handed out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueueDepth {
     pub name: Arc<str>,

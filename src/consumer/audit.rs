@@ -12,6 +12,9 @@ use crate::domain::factory::EventFactory;
 use crate::domain::payload::{AuditJobLifecycle, AuditTarget, JobCancelled, Payload};
 use crate::store::{AuditRow, Effect};
 
+/// The queue that it reads.
+pub const QUEUE: &str = "job-events-audit";
+
 const LIFECYCLE: &[&str] = &["audit.job.lifecycle"];
 
 /// Writes the audit trail.
@@ -75,7 +78,7 @@ impl Handler for Audit {
         Declaration {
             name: "audit",
             source: Source::Queue {
-                name: "job-events-audit".into(),
+                name: QUEUE.into(),
                 bindings: vec![("job.events".into(), "job.#".into())],
                 exclusive: false,
             },

@@ -19,6 +19,9 @@ use crate::domain::{Id, Timestamp};
 use crate::service::EventService;
 use crate::store::SamplePoint;
 
+/// The queue that it reads.
+pub const QUEUE: &str = "job-events-api";
+
 const SUMMARY: &[&str] = &["job.performance.summary"];
 
 /// Samples read for the summaries of one batch.
@@ -126,7 +129,7 @@ impl Handler for Orchestrator {
         Declaration {
             name: "orchestrator",
             source: Source::Queue {
-                name: "job-events-api".into(),
+                name: QUEUE.into(),
                 bindings: vec![("job.events".into(), "job.#".into())],
                 exclusive: false,
             },

@@ -16,4 +16,5 @@ mod faults;
 mod instances;
 mod play;
 mod readiness;
+mod reconcile;
 mod world;

@@ -12,6 +12,7 @@ mod headers;
 mod keeper;
 mod producer;
 mod publisher;
+mod records;
 mod schemas;
 mod subscriber;
 mod topology;
@@ -26,6 +27,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use self::keeper::{ConsumerHealth, Health, KafkaHealth};
+pub use self::records::KafkaLog;
 pub use self::topology::{KafkaTopology, TopicSpec};
 
 use self::connection::Complaints;

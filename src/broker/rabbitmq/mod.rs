@@ -14,6 +14,7 @@ mod greeting;
 mod health;
 mod message;
 mod publisher;
+mod records;
 mod subscriber;
 mod topology;
 
@@ -27,6 +28,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use self::health::Health;
+pub use self::records::RabbitLog;
 pub use self::topology::{Queue, Topology};
 
 use self::connection::{Connector, ConnectorOptions, DownReason, State};
