@@ -37,17 +37,8 @@ fn say(line: &str) {
 
 async fn count_updates(mut socket: Socket, count: Rc<Cell<u64>>) {
     loop {
-        let (mut updates, mut ping) = (0, false);
-        socket
-            .read(|frame| match frame {
-                b"2" => ping = true,
-                frame if frame.starts_with(UPDATE) => updates += 1,
-                _ => {}
-            })
-            .await;
+        let mut updates = 0;
+        socket.read(|frame| updates += u64::from(frame.starts_with(UPDATE))).await;
         count.set(count.get() + updates);
-        if ping {
-            socket.send("3").await;
-        }
     }
 }

@@ -2,7 +2,7 @@
 //! room in the same run; and the memory of an idle connection.
 //!
 //! `cargo bench --bench fanout -- [sockets] [updates]`; without arguments 500 and 2,000.
-//! The sockets live in a process of their own: this binary, called again.
+//! Each side and its sockets live in processes of their own: this binary, called again.
 
 mod bare;
 mod crowd;
@@ -13,6 +13,7 @@ mod socket;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
@@ -29,25 +30,49 @@ fn main() {
         return crowd::main(&args[1..]);
     }
     let numbers: Vec<usize> = args.iter().filter_map(|arg| arg.parse().ok()).collect();
+    if let [side, ..] = &args[..]
+        && let (Some(side), [sockets, updates]) = (side.strip_prefix("side-"), &numbers[..])
+    {
+        return measure(side, *sockets, *updates);
+    }
     let rounds = match numbers[..] {
         [sockets, updates, ..] => vec![(sockets, updates)],
         [sockets] => vec![(sockets, 2_000_000 / sockets)],
         [] => vec![(500, 10_000), (2_000, 2_500)],
     };
+    for (sockets, updates) in rounds {
+        let [bare, gateway] = ["bare", "gateway"].map(|side| apart(side, sockets, updates));
+        println!("{sockets} sockets, {updates} updates of {} bytes:", gateway.bytes);
+        bare.print("  bare socketioxide");
+        gateway.print("  gateway          ");
+    }
+}
+
+/// Measures one side in a new process, whose memory holds nothing else.
+fn apart(side: &str, sockets: usize, updates: usize) -> Figures {
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([&format!("side-{side}"), &sockets.to_string(), &updates.to_string()])
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{side} failed");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn measure(side: &str, sockets: usize, updates: usize) {
     // Two threads, as the gateway has on two processors.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(async {
-        for (sockets, updates) in rounds {
-            let bare = bare::run(sockets, updates).await;
-            let gateway = gateway::run(sockets, updates).await;
-            println!("{sockets} sockets, {updates} updates of {} bytes:", gateway.bytes);
-            bare.print("  bare socketioxide");
-            gateway.print("  gateway          ");
+    let figures = runtime.block_on(async {
+        match side {
+            "bare" => bare::run(sockets, updates).await,
+            _ => gateway::run(sockets, updates).await,
         }
     });
+    println!("{}", serde_json::to_string(&figures).unwrap());
 }
 
 /// What one side did.
+#[derive(Debug, Deserialize, Serialize)]
 pub struct Figures {
     pub expected: u64,
     pub received: u64,

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::beside::Beside;
 use crate::load::{Load, Report};
 use crate::process::{Commits, Gateway};
 use crate::{Plan, bare};
@@ -16,7 +17,10 @@ const DRAIN: Duration = Duration::from_secs(180);
 /// Runs on a filled data directory; returns the rate at the knee.
 pub async fn run(plan: &Plan, data_dir: &Path) -> f64 {
     let gateway = Gateway::start(data_dir).await;
-    let mut candidates = knee(plan, &gateway).await;
+    let mut candidates = match plan.in_flight {
+        Some(connections) => vec![connections],
+        None => knee(plan, &gateway).await,
+    };
     let load = Load {
         address: gateway.address.clone(),
         users: plan.users,
@@ -37,6 +41,9 @@ pub async fn run(plan: &Plan, data_dir: &Path) -> f64 {
     };
     measure("half     ", &gateway, &Load { connections: 256, rate: Some(knee.rate / 2.0), ..load }).await;
     gateway.stop().await;
+    if plan.external {
+        return knee.rate;
+    }
     let bare = bare::run(batch, plan.users).await;
     println!(
         "  bare loop: {:.0} jobs/s in batches of {batch}, {:.0} us CPU a job; the knee is {:.0} % of it",
@@ -77,11 +84,14 @@ async fn knee(plan: &Plan, gateway: &Gateway) -> Vec<usize> {
 
 /// The report, and the mean of jobs in a COMMIT.
 async fn measure(name: &str, gateway: &Gateway, load: &Load) -> (Report, usize) {
+    let beside = Beside::from_environment();
     let (before, cpu, start) = (gateway.metrics().await, gateway.cpu_seconds(), Instant::now());
+    let others = beside.cpu_seconds();
     let report = load.run().await;
     let (after, cpu, seconds) = (gateway.metrics().await, gateway.cpu_seconds() - cpu, start.elapsed().as_secs_f64());
     let commits = Commits::between(&before, &after);
     let (legs, unconsumed) = (after.legs_open(), after.unconsumed());
+    let others = beside.share(&others, report.accepted as f64);
     let (drained, left) = gateway.drain(DRAIN).await;
     let jobs = report.accepted as f64;
     println!(
@@ -89,7 +99,7 @@ async fn measure(name: &str, gateway: &Gateway, load: &Load) -> (Report, usize) 
         report.rate, report.p50, report.p99, report.max, report.refused
     );
     println!(
-        "            CPU a job: gateway {:.0} us, generator {:.0} us; gateway {:.2} processors, {:.0} MB resident",
+        "            CPU a job: gateway {:.0} us, generator {:.0} us{others}; gateway {:.2} processors, {:.0} MB resident",
         cpu / jobs * 1e6,
         report.cpu_seconds / jobs * 1e6,
         cpu / seconds,

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::Plan;
+use crate::beside::Beside;
 use crate::load::{Load, Report};
 use crate::process::{Commits, Gateway};
 
@@ -21,8 +22,12 @@ struct Step {
     legs: u64,
     unconsumed: u64,
     cpu: f64,
+    /// CPU a job of what runs beside.
+    others: String,
     seconds: f64,
     commits: Commits,
+    /// Sockets that were told to start again from a snapshot.
+    resyncs: f64,
 }
 
 impl Step {
@@ -63,9 +68,10 @@ pub async fn sustained(plan: &Plan, data_dir: &Path) -> f64 {
         let ok = step.keeps_up(low);
         print(&step, low, if ok { "sustained" } else { "lags after all" });
         println!(
-            "            CPU a job: gateway {:.0} us, generator with its sockets {:.0} us; gateway {:.2} processors; {:.0} events and {:.1} jobs a COMMIT of {:.1} ms",
+            "            CPU a job: gateway {:.0} us, generator with its sockets {:.0} us{}; gateway {:.2} processors; {:.0} events and {:.1} jobs a COMMIT of {:.1} ms",
             step.cpu / step.report.accepted as f64 * 1e6,
             step.report.cpu_seconds / step.report.accepted as f64 * 1e6,
+            step.others,
             step.cpu / step.seconds,
             step.commits.events / step.commits.count,
             step.report.accepted as f64 / step.commits.count,
@@ -100,16 +106,20 @@ async fn offer(plan: &Plan, gateway: &Gateway, rate: f64, duration: Duration) ->
         sockets: true,
     };
     let (before, cpu, start) = (gateway.metrics().await, gateway.cpu_seconds(), Instant::now());
+    let beside = Beside::from_environment();
+    let others = beside.cpu_seconds();
     let watching = watch_end(gateway, load.warm_up + load.duration);
     let (report, (legs, unconsumed)) = tokio::join!(load.run(), watching);
     let after = gateway.metrics().await;
     Step {
+        others: beside.share(&others, report.accepted.max(1) as f64),
         report,
         legs,
         unconsumed,
         cpu: gateway.cpu_seconds() - cpu,
         seconds: start.elapsed().as_secs_f64(),
         commits: Commits::between(&before, &after),
+        resyncs: after.sum("socket_resyncs_total") - before.sum("socket_resyncs_total"),
     }
 }
 
@@ -130,7 +140,7 @@ fn print(step: &Step, rate: f64, verdict: &str) {
     let report = &step.report;
     println!(
         "  {rate:>6.0} jobs/s offered, {:>6.0} accepted: 201 P99 {:.1} ms; on screen P50 {:.1} ms, P99 {:.1} ms, max {:.0} ms; \
-         {} of {} delivered; owed {} legs, {} jobs: {verdict}",
+         {} of {} delivered, {} resyncs; owed {} legs, {} jobs: {verdict}",
         report.rate,
         report.p99,
         report.screen_p50,
@@ -138,6 +148,7 @@ fn print(step: &Step, rate: f64, verdict: &str) {
         report.screen_max,
         report.delivered,
         report.accepted,
+        step.resyncs,
         step.legs,
         step.unconsumed,
     );

@@ -239,7 +239,7 @@ impl Tally {
 }
 
 /// Microseconds up to ten minutes.
-fn histogram() -> Histogram<u64> {
+pub fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 600_000_000, 3).expect("good bounds")
 }
 
@@ -310,19 +310,12 @@ fn id_after(bytes: &[u8], name: &[u8]) -> JobId {
 }
 
 async fn watch(mut socket: Socket, screen: Rc<RefCell<Screen>>) {
-    loop {
-        let mut ping = false;
-        socket
-            .read(|frame| {
-                if frame == b"2" {
-                    ping = true;
-                } else if frame.starts_with(UPDATE) {
-                    screen.borrow_mut().arrived(id_after(frame, b"\"job_id\":\""));
-                }
-            })
-            .await;
-        if ping {
-            socket.send("3").await;
+    let arrived = |frame: &[u8]| {
+        if frame.starts_with(UPDATE) {
+            screen.borrow_mut().arrived(id_after(frame, b"\"job_id\":\""));
         }
+    };
+    loop {
+        socket.read(arrived).await;
     }
 }

@@ -4,7 +4,9 @@
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
+use event_gateway::config::{Config, Sources};
 use event_gateway::consumer::audit::Audit;
 use event_gateway::consumer::metrics::MetricsConsumer;
 use event_gateway::consumer::{Handler, Message};
@@ -15,10 +17,7 @@ use event_gateway::domain::job::{
     Job, JobCommand, JobStatus, Priority, ResourceRequest, RunnerKind, TaccSystem, submission_events,
 };
 use event_gateway::domain::{Event, EventDraft, Id, Timestamp};
-use event_gateway::store::sqlite::SqliteStore;
 use event_gateway::store::{DeliveryClaim, JobWrite, LegMark, LegState, Outcome, Store, Unit, Verdict};
-
-use crate::process::store_file;
 
 /// Jobs of one COMMIT while filling.
 const BATCH: usize = 2_000;
@@ -72,7 +71,8 @@ pub fn submission(factory: &EventFactory, n: usize, users: usize) -> (Job, Vec<E
 /// events, aggregates, inbox rows. The embedded logs stay empty.
 pub async fn fill(data_dir: &Path, count: usize, users: usize) {
     let factory = factory();
-    let store = SqliteStore::open(&store_file(data_dir), factory.clone()).await.expect("a store");
+    let store = open(data_dir, factory.clone()).await;
+    store.enroll("bench", Duration::from_secs(3600)).await.expect("an owner");
     let handlers: [Arc<dyn Handler>; 2] = [Arc::new(Audit::new(factory.clone())), Arc::new(MetricsConsumer)];
     for start in (0..count).step_by(BATCH) {
         let units = (start..count.min(start + BATCH)).map(|n| {
@@ -80,16 +80,23 @@ pub async fn fill(data_dir: &Path, count: usize, users: usize) {
             let command = JobCommand::Submit(Box::new(job.clone()));
             Unit { jobs: vec![JobWrite { job_id: job.id, command, cause: Cause::root(), drafts }], ..Unit::default() }
         });
-        let submitted = commit(&store, units.collect()).await;
+        let submitted = commit(&*store, units.collect()).await;
         let mut units = consumed(&handlers, &submitted).await;
         units.push(marked(&submitted));
-        let audited = commit(&store, units).await;
-        commit(&store, vec![marked(&audited)]).await;
+        let audited = commit(&*store, units).await;
+        commit(&*store, vec![marked(&audited)]).await;
     }
     store.close().await;
 }
 
-async fn commit(store: &SqliteStore, units: Vec<Unit>) -> Vec<Arc<Event>> {
+/// The store that the environment configures, as for the gateway.
+async fn open(data_dir: &Path, factory: Arc<EventFactory>) -> Arc<dyn Store> {
+    let sources = Sources::new(None, vec![format!("data.dir={}", data_dir.display())]);
+    let config = Config::load(&sources).unwrap_or_else(|problems| panic!("{problems}")).config;
+    event_gateway::app::open_store(&config, factory).await.expect("a store")
+}
+
+async fn commit(store: &dyn Store, units: Vec<Unit>) -> Vec<Arc<Event>> {
     let outcomes = store.commit(Arc::new(units)).await.expect("the store takes it");
     let events = outcomes.into_iter().map(|outcome| match outcome {
         Outcome::Committed { events, .. } => events,

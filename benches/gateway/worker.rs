@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Plan;
 use crate::http::{Connection, post};
-use crate::load::tokens;
+use crate::load::{histogram, tokens};
 use crate::process::{Commits, Gateway};
 
 /// Jobs of one claim.
@@ -94,7 +94,7 @@ async fn all(work: Work) -> Done {
     let workers: Vec<_> =
         tokens.into_iter().map(|token| tokio::task::spawn_local(one(address.clone(), token, end))).collect();
     let mut sum = Done { reports: 0, refused: 0, completed: 0, p50: 0.0, p99: 0.0, cpu_seconds: 0.0 };
-    let mut latencies = Histogram::<u64>::new(3).expect("good bounds");
+    let mut latencies = histogram();
     for worker in workers {
         let (done, own) = worker.await.expect("a worker ends well");
         sum.reports += done.reports;
@@ -117,7 +117,7 @@ async fn one(address: Rc<str>, token: String, end: Instant) -> (Done, Histogram<
         attempt: u32,
     }
     let mut connection = Connection::open(&address).await;
-    let mut latencies = Histogram::<u64>::new(3).expect("good bounds");
+    let mut latencies = histogram();
     let mut done = Done { reports: 0, refused: 0, completed: 0, p50: 0.0, p99: 0.0, cpu_seconds: 0.0 };
     let claim = post(&address, "/api/v1/worker/claim", &token, &format!("{{\"max\":{CLAIM}}}"));
     while Instant::now() < end {

@@ -1,7 +1,7 @@
 //! The JetStream publisher beside a bare async-nats loop: the same messages, window and
 //! durability, in turns.
 //!
-//! `NATS=nats://host:port,... cargo bench --bench nats -- [seconds] [window]`
+//! `EVENT_GATEWAY_TEST_NATS=nats://host:port,... cargo bench --bench nats -- [seconds] [window]`
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -168,7 +168,7 @@ impl std::fmt::Display for Figures {
 async fn main() {
     let args: Vec<usize> = std::env::args().skip(1).filter_map(|a| a.parse().ok()).collect();
     let (seconds, window) = (args.first().copied().unwrap_or(5), args.get(1).copied().unwrap_or(256));
-    let urls = std::env::var("NATS").expect("NATS names the servers");
+    let urls = std::env::var("EVENT_GATEWAY_TEST_NATS").expect("EVENT_GATEWAY_TEST_NATS names the servers");
     let catalogue = Catalogue::load(&[]).unwrap();
     let event_type = catalogue.get("job.status.changed").unwrap().clone();
 

@@ -67,22 +67,29 @@ impl Socket {
         }
     }
 
-    /// Reads what there is and hands over every whole frame.
+    /// Reads what there is and hands over every whole frame. Pings, of which the first comes
+    /// right after the upgrade, are answered.
     pub async fn read(&mut self, mut frame: impl FnMut(&[u8])) {
         let read = self.stream.read(&mut self.buffer[self.filled..]).await.unwrap();
         assert!(read > 0, "the server has closed");
         self.filled += read;
-        let mut at = 0;
+        let (mut at, mut pinged) = (0, false);
         while let Some((head, length)) = header(&self.buffer[at..self.filled]) {
             if at + head + length > self.filled {
                 assert!(head + length <= self.buffer.len(), "a frame of {length} bytes");
                 break;
             }
-            frame(&self.buffer[at + head..at + head + length]);
+            match &self.buffer[at + head..at + head + length] {
+                b"2" => pinged = true,
+                other => frame(other),
+            }
             at += head + length;
         }
         self.buffer.copy_within(at..self.filled, 0);
         self.filled -= at;
+        if pinged {
+            self.send("3").await;
+        }
     }
 }
 
