@@ -80,7 +80,7 @@ impl PruneStep {
     }
 
     /// After `rows` were deleted from the old end: the next step starts there again.
-    pub(super) fn from_the_old_end(&self, rows: u64) -> Pruned {
+    pub(super) fn after_deleting(&self, rows: u64) -> Pruned {
         Pruned { rows, next: (rows == u64::from(self.limit)).then_some(Place::Position(0)) }
     }
 

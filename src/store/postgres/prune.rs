@@ -289,7 +289,7 @@ async fn timed_model(c: &mut PgConnection, step: &PruneStep, model: &str) -> Res
     .bind(i64::from(step.limit))
     .execute(c)
     .await?;
-    Ok(step.from_the_old_end(result.rows_affected()))
+    Ok(step.after_deleting(result.rows_affected()))
 }
 
 async fn idempotency(c: &mut PgConnection, step: &PruneStep) -> Result<Pruned, StoreError> {
@@ -308,7 +308,7 @@ async fn idempotency(c: &mut PgConnection, step: &PruneStep) -> Result<Pruned, S
     .bind(i64::from(step.limit))
     .execute(c)
     .await?;
-    Ok(step.from_the_old_end(result.rows_affected()))
+    Ok(step.after_deleting(result.rows_affected()))
 }
 
 fn counted(row: &PgRow) -> Result<Pruned, StoreError> {

@@ -193,10 +193,7 @@ impl EventReader {
         }
         let ids = hex_list(events.iter().map(|event| &event.draft.event_id));
         let mut effects: HashMap<Id, Vec<EffectRow>> = HashMap::new();
-        let done = sqlx::query(EFFECTS_DONE)
-        .bind(&ids)
-        .fetch_all(&mut *c)
-        .await?;
+        let done = sqlx::query(EFFECTS_DONE).bind(&ids).fetch_all(&mut *c).await?;
         for row in &done {
             let effect = EffectRow {
                 event_id: super::read_id(row, "event_id")?,
@@ -209,10 +206,7 @@ impl EventReader {
             };
             effects.entry(effect.event_id).or_default().push(effect);
         }
-        let waiting = sqlx::query(EFFECTS_WAITING)
-        .bind(&ids)
-        .fetch_all(&mut *c)
-        .await?;
+        let waiting = sqlx::query(EFFECTS_WAITING).bind(&ids).fetch_all(&mut *c).await?;
         for row in &waiting {
             let effect = EffectRow {
                 event_id: super::read_id(row, "event_id")?,
@@ -402,13 +396,13 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::domain::EventFactory;
+    use crate::domain::factory::EventFactory;
     use crate::store::sqlite::SqliteStore;
 
     #[tokio::test]
     async fn the_ledger_reads_no_more_than_the_events_asked_for() {
         let dir = tempfile::tempdir().unwrap();
-        let factory = Arc::new(EventFactory::new(Arc::new(Catalogue::builtin().unwrap()), HashSet::new(), 0));
+        let factory = Arc::new(EventFactory::new(Catalogue::load(&[]).unwrap(), HashSet::new(), 0));
         let store = SqliteStore::open(&dir.path().join("gateway.db"), factory).await.unwrap();
         let mut reader = store.readers.acquire().await.unwrap();
         for (statement, table) in [(EFFECTS_DONE, "SEARCH i "), (EFFECTS_WAITING, "SEARCH b ")] {

@@ -277,7 +277,7 @@ async fn timed_model(c: &mut SqliteConnection, step: &PruneStep, model: &str) ->
     .bind(i64::from(step.limit))
     .execute(c)
     .await?;
-    Ok(step.from_the_old_end(result.rows_affected()))
+    Ok(step.after_deleting(result.rows_affected()))
 }
 
 async fn idempotency(c: &mut SqliteConnection, step: &PruneStep) -> Result<Pruned, StoreError> {
@@ -295,7 +295,7 @@ async fn idempotency(c: &mut SqliteConnection, step: &PruneStep) -> Result<Prune
     .bind(i64::from(step.limit))
     .execute(c)
     .await?;
-    Ok(step.from_the_old_end(result.rows_affected()))
+    Ok(step.after_deleting(result.rows_affected()))
 }
 
 fn counted(row: &SqliteRow) -> Result<Pruned, StoreError> {
