@@ -11,10 +11,7 @@ use super::brokers::Brokers;
 use crate::broker::embedded::EmbeddedError;
 use crate::broker::{Source, Subscriber, Subscription};
 use crate::config::Config;
-use crate::consumer::audit::Audit;
-use crate::consumer::metrics::MetricsConsumer;
-use crate::consumer::orchestrator::Orchestrator;
-use crate::consumer::{ConsumerParts, Declaration, Handler, dead_letter, declaration};
+use crate::consumer::{self, ConsumerParts, Declaration, dead_letter, declaration, orchestrator};
 use crate::domain::Broker;
 use crate::domain::catalogue::Catalogue;
 use crate::domain::factory::EventFactory;
@@ -188,14 +185,9 @@ impl Core {
             },
         ));
 
-        let orchestrator = Orchestrator::new(service.clone());
-        let timer = orchestrator.timer();
-        let handlers: Vec<Arc<dyn Handler>> =
-            vec![Arc::new(orchestrator), Arc::new(MetricsConsumer), Arc::new(Audit::new(factory))];
-        let declarations: Vec<Declaration> = handlers.iter().map(|handler| handler.declaration()).collect();
+        let declarations = consumer::declarations();
         declaration::check(&declarations, &catalogue).map_err(StartError::Consumers)?;
-
-        let brokers = Brokers::open(config, &catalogue, durable(&declarations), &*store).await?;
+        let brokers = Brokers::open(config, &catalogue, durable(), &*store).await?;
 
         let stop_relay = CancellationToken::new();
         let marks: Arc<dyn Marks> = Arc::new(committer.clone());
@@ -213,10 +205,14 @@ impl Core {
         };
         let mut consumers = Vec::new();
         let mut owners = Vec::new();
-        for handler in handlers {
+        let retry_soon = Arc::default();
+        let timer = orchestrator::Timer { service: service.clone(), retry_soon: Arc::clone(&retry_soon) };
+        let with = consumer::Parts { service: service.clone(), factory, retry_soon };
+        for consumer in &consumer::ALL {
+            let handler = (consumer.build)(&with);
             let declaration = handler.declaration();
             let subscriber = brokers.subscriber(&declaration.source);
-            let tasks = crate::consumer::spawn(handler, subscriber, &parts, &stop_consumers);
+            let tasks = consumer::spawn(handler, subscriber, &parts, &stop_consumers);
             consumers.extend(tasks.handles);
             if matches!(declaration.source, Source::Queue { .. }) {
                 owners.push(dead_letter::Owner { declaration, retry_soon: tasks.retry_soon });
@@ -301,13 +297,13 @@ async fn join_all(what: &str, handles: Vec<JoinHandle<()>>) {
     }
 }
 
-/// Every durable subscription of this gateway.
-fn durable(declarations: &[Declaration]) -> Vec<Subscription> {
-    let consumer = |declaration: &Declaration| Subscription {
+/// Every durable subscription of a gateway.
+pub(super) fn durable() -> Vec<Subscription> {
+    let subscription = |declaration: Declaration| Subscription {
         consumer: declaration.name.into(),
-        source: declaration.source.clone(),
+        source: declaration.source,
         prefetch: 1,
         ack_wait: Duration::from_secs(30),
     };
-    declarations.iter().map(consumer).chain([process_runner_subscription()]).collect()
+    consumer::declarations().into_iter().map(subscription).chain([process_runner_subscription()]).collect()
 }

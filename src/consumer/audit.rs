@@ -12,9 +12,6 @@ use crate::domain::factory::EventFactory;
 use crate::domain::payload::{AuditJobLifecycle, AuditTarget, JobCancelled, Payload};
 use crate::store::{AuditRow, Effect};
 
-/// The queue that it reads.
-pub const QUEUE: &str = "job-events-audit";
-
 const LIFECYCLE: &[&str] = &["audit.job.lifecycle"];
 
 /// Writes the audit trail.
@@ -72,24 +69,28 @@ impl Audit {
     }
 }
 
+pub fn declaration() -> Declaration {
+    Declaration {
+        name: "audit",
+        source: Source::Queue {
+            name: "job-events-audit".into(),
+            bindings: vec![("job.events".into(), "job.#".into())],
+            exclusive: false,
+        },
+        consumes: &[
+            ("job.submitted", LIFECYCLE),
+            ("job.completed", LIFECYCLE),
+            ("job.failed", LIFECYCLE),
+            ("job.cancelled", LIFECYCLE),
+        ],
+        order: Order::Aggregate,
+    }
+}
+
 #[async_trait]
 impl Handler for Audit {
     fn declaration(&self) -> Declaration {
-        Declaration {
-            name: "audit",
-            source: Source::Queue {
-                name: QUEUE.into(),
-                bindings: vec![("job.events".into(), "job.#".into())],
-                exclusive: false,
-            },
-            consumes: &[
-                ("job.submitted", LIFECYCLE),
-                ("job.completed", LIFECYCLE),
-                ("job.failed", LIFECYCLE),
-                ("job.cancelled", LIFECYCLE),
-            ],
-            order: Order::Aggregate,
-        }
+        declaration()
     }
 
     async fn handle(&self, batch: &[Message]) -> Vec<Result<Effects, HandlerError>> {

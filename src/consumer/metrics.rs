@@ -58,21 +58,25 @@ fn sample(message: &Message) -> Result<Fold, HandlerError> {
     Ok(fold)
 }
 
+pub fn declaration() -> Declaration {
+    Declaration {
+        name: "metrics",
+        source: Source::Topics(vec!["job-lifecycle".into(), "job-metrics".into()]),
+        consumes: &[
+            ("job.submitted", &[]),
+            ("job.completed", &[]),
+            ("job.failed", &[]),
+            ("job.cancelled", &[]),
+            ("job.metrics.recorded", &[]),
+        ],
+        order: Order::None,
+    }
+}
+
 #[async_trait]
 impl Handler for MetricsConsumer {
     fn declaration(&self) -> Declaration {
-        Declaration {
-            name: "metrics",
-            source: Source::Topics(vec!["job-lifecycle".into(), "job-metrics".into()]),
-            consumes: &[
-                ("job.submitted", &[]),
-                ("job.completed", &[]),
-                ("job.failed", &[]),
-                ("job.cancelled", &[]),
-                ("job.metrics.recorded", &[]),
-            ],
-            order: Order::None,
-        }
+        declaration()
     }
 
     async fn handle(&self, batch: &[Message]) -> Vec<Result<Effects, HandlerError>> {

@@ -1,6 +1,6 @@
 //! Consumers: what the gateway itself does about events.
 //!
-//! A consumer is one file here that implements [`Handler`], and one line in `app`. It
+//! A consumer is one file here that implements [`Handler`], and one line in [`ALL`]. It
 //! turns messages into [`Effects`], data that the store commits together with the inbox
 //! row; it never writes by itself. [`runtime`] does the rest: batches, the inbox,
 //! retries, parking, dead letters, acknowledgement after the commit.
@@ -19,16 +19,47 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::Notify;
 
 use crate::broker::{Delivery, Source};
 use crate::domain::catalogue::{EventType, Order, PayloadError};
 use crate::domain::event::{Encoding, Headers};
-use crate::domain::factory::Cause;
+use crate::domain::factory::{Cause, EventFactory};
 use crate::domain::payload::Payload;
 use crate::domain::{EventDraft, Timestamp};
+use crate::service::EventService;
 use crate::store::{Effect, JobWrite, StoredMessage};
 
 pub use runtime::{ConsumerParts, ConsumerTasks, spawn};
+
+/// Every consumer that leaves effects.
+pub const ALL: [Consumer; 3] = [
+    Consumer {
+        declaration: orchestrator::declaration,
+        build: |with| Arc::new(orchestrator::Orchestrator::new(with.service.clone(), with.retry_soon.clone())),
+    },
+    Consumer { declaration: metrics::declaration, build: |_| Arc::new(metrics::MetricsConsumer) },
+    Consumer { declaration: audit::declaration, build: |with| Arc::new(audit::Audit::new(with.factory.clone())) },
+];
+
+/// What a consumer is, and how it is made.
+pub struct Consumer {
+    pub declaration: fn() -> Declaration,
+    pub build: fn(&Parts) -> Arc<dyn Handler>,
+}
+
+/// What consumers are made with.
+pub struct Parts {
+    pub service: Arc<EventService>,
+    pub factory: Arc<EventFactory>,
+    /// Wakes the [`orchestrator::Timer`].
+    pub retry_soon: Arc<Notify>,
+}
+
+/// All that [`ALL`] declare.
+pub fn declarations() -> Vec<Declaration> {
+    ALL.iter().map(|consumer| (consumer.declaration)()).collect()
+}
 
 /// The message as it came, to be kept for retries or a person.
 fn as_it_came(delivery: &Delivery) -> StoredMessage {

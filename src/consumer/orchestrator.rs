@@ -19,9 +19,6 @@ use crate::domain::{Id, Timestamp};
 use crate::service::EventService;
 use crate::store::SamplePoint;
 
-/// The queue that it reads.
-pub const QUEUE: &str = "job-events-api";
-
 const SUMMARY: &[&str] = &["job.performance.summary"];
 
 /// Samples read for the summaries of one batch.
@@ -35,13 +32,9 @@ pub struct Orchestrator {
 }
 
 impl Orchestrator {
-    pub fn new(service: Arc<EventService>) -> Self {
-        Self { service, retry_soon: Arc::default() }
-    }
-
-    /// The timer that belongs to it.
-    pub fn timer(&self) -> Timer {
-        Timer { service: self.service.clone(), retry_soon: self.retry_soon.clone() }
+    /// `retry_soon` wakes its [`Timer`].
+    pub fn new(service: Arc<EventService>, retry_soon: Arc<Notify>) -> Self {
+        Self { service, retry_soon }
     }
 
     fn summary(
@@ -123,19 +116,23 @@ fn aggregate(samples: &[JobMetricsRecorded]) -> JobMetricsAggregate {
     total
 }
 
+pub fn declaration() -> Declaration {
+    Declaration {
+        name: "orchestrator",
+        source: Source::Queue {
+            name: "job-events-api".into(),
+            bindings: vec![("job.events".into(), "job.#".into())],
+            exclusive: false,
+        },
+        consumes: &[("job.completed", SUMMARY), ("job.failed", SUMMARY), ("job.cancelled", SUMMARY)],
+        order: Order::Aggregate,
+    }
+}
+
 #[async_trait]
 impl Handler for Orchestrator {
     fn declaration(&self) -> Declaration {
-        Declaration {
-            name: "orchestrator",
-            source: Source::Queue {
-                name: QUEUE.into(),
-                bindings: vec![("job.events".into(), "job.#".into())],
-                exclusive: false,
-            },
-            consumes: &[("job.completed", SUMMARY), ("job.failed", SUMMARY), ("job.cancelled", SUMMARY)],
-            order: Order::Aggregate,
-        }
+        declaration()
     }
 
     async fn handle(&self, batch: &[Message]) -> Vec<Result<Effects, HandlerError>> {
@@ -149,8 +146,9 @@ impl Handler for Orchestrator {
 /// Resubmits what is due and fails what has lapsed. The store is asked, not a message:
 /// a lost message delays a retry by a round at most.
 pub struct Timer {
-    service: Arc<EventService>,
-    retry_soon: Arc<Notify>,
+    pub service: Arc<EventService>,
+    /// A retry was scheduled.
+    pub retry_soon: Arc<Notify>,
 }
 
 const ROUND: Duration = Duration::from_secs(1);

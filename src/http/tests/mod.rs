@@ -27,10 +27,6 @@ use tower::ServiceExt;
 use super::{AppState, HttpOptions, RateLimits, router};
 use crate::auth::Authenticator;
 use crate::config::Config;
-use crate::consumer::Handler;
-use crate::consumer::audit::Audit;
-use crate::consumer::metrics::MetricsConsumer;
-use crate::consumer::orchestrator::Orchestrator;
 use crate::domain::catalogue::Catalogue;
 use crate::domain::factory::EventFactory;
 use crate::domain::job::RunnerKind;
@@ -133,11 +129,7 @@ impl Gateway {
                 external_lease_ms: 60_000,
             },
         ));
-        let declarations = vec![
-            Orchestrator::new(service.clone()).declaration(),
-            MetricsConsumer.declaration(),
-            Audit::new(factory).declaration(),
-        ];
+        let declarations = crate::consumer::declarations();
         let auth = Authenticator::new(&config.auth, dir.path()).unwrap();
         let state = AppState {
             service: service.clone(),
