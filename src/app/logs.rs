@@ -3,14 +3,13 @@
 use std::fmt::Display;
 use std::sync::Arc;
 
-use super::core::StartError;
+use super::core::{StartError, durable};
 use crate::broker::BrokerLog;
 use crate::broker::embedded::{EmbeddedLog, EmbeddedTopology};
 use crate::broker::kafka::KafkaLog;
 use crate::broker::nats::NatsLog;
-use crate::broker::rabbitmq::RabbitLog;
+use crate::broker::rabbitmq::{self, RabbitLog};
 use crate::config::{BrokerMode, Config};
-use crate::consumer::{audit, orchestrator};
 use crate::domain::Broker;
 use crate::domain::catalogue::Catalogue;
 
@@ -27,7 +26,8 @@ pub async fn open(config: &Config, catalogue: &Catalogue) -> Result<Vec<Arc<dyn 
                 Arc::new(EmbeddedLog::new(&config.data.dir.join("brokers.db"), broker, &topology))
             }
             (BrokerMode::External, Broker::Rabbitmq) => {
-                let queues = [orchestrator::QUEUE, audit::QUEUE].map(Arc::from).to_vec();
+                let topology = rabbitmq::Topology::new(&config.rabbitmq, catalogue, &durable());
+                let queues = topology.queues.into_iter().map(|queue| queue.name).collect();
                 Arc::new(RabbitLog::open(&config.rabbitmq, queues).map_err(failed)?)
             }
             (BrokerMode::External, Broker::Kafka) => {

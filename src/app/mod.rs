@@ -8,6 +8,7 @@ mod logs;
 mod retention;
 mod serve;
 mod store;
+pub mod topology;
 
 pub use core::{Core, StartError};
 pub use lock::{DataDirLock, LockError};

@@ -12,6 +12,7 @@ mod schema;
 mod serve;
 mod session;
 mod token;
+mod topology;
 mod trace;
 mod watch;
 
@@ -93,6 +94,9 @@ enum Command {
     /// The configuration.
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// What the brokers must have: exchanges, queues, topics, streams.
+    #[command(subcommand)]
+    Topology(topology::Topology),
     /// The Avro schemas of what is in Kafka.
     #[command(subcommand)]
     Schema(schema::Schema),
@@ -121,6 +125,7 @@ pub fn main() -> ExitCode {
         Command::Serve(command) => serve::run(command, global),
         Command::Jobs(command) => block_on(jobs::run(command, &global)),
         Command::Schema(command) => block_on(schema::run(&command, &global)),
+        Command::Topology(command) => block_on(topology::run(&command, &global)),
         Command::Ledger(command) => block_on(ledger::run(&command, &global)),
         Command::Prune(command) => block_on(prune::run(command, &global)),
         Command::Reconcile(command) => block_on(reconcile::run(command, &global)),

@@ -2,10 +2,12 @@
 
 use std::fmt::Display;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::OptionFuture;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::StartError;
 use crate::broker::dead_letters::DeadLetterSource;
@@ -86,8 +88,8 @@ impl External {
             tasks.push(crate::task::spawn("rabbitmq-readiness", follow));
         }
         if let Some(kafka) = &self.kafka {
-            let cluster = follow(kafka.watch(), latch("kafka"), |health| wrong(&health.cluster));
-            let registry = follow(kafka.watch(), latch("schema-registry"), |health| wrong(&health.registry));
+            let cluster = follow(kafka.watch(), latch("kafka"), |health| wrong_with(&health.cluster));
+            let registry = follow(kafka.watch(), latch("schema-registry"), |health| wrong_with(&health.registry));
             tasks.push(crate::task::spawn("kafka-readiness", cluster));
             tasks.push(crate::task::spawn("registry-readiness", registry));
         }
@@ -96,6 +98,25 @@ impl External {
             tasks.push(crate::task::spawn("nats-readiness", follow));
         }
         tasks
+    }
+
+    /// Waits until all of them work, but no longer than `limit`; what does not, and why.
+    pub async fn settle(&self, limit: Duration) -> Vec<(Broker, String)> {
+        let deadline = Instant::now() + limit;
+        let mut wrong = Vec::new();
+        if let Some(rabbitmq) = &self.rabbitmq {
+            let why = settled(rabbitmq.health(), deadline, |health| unless(health.up, &health.why)).await;
+            wrong.extend(why.map(|why| (Broker::Rabbitmq, why)));
+        }
+        if let Some(kafka) = &self.kafka {
+            let either = |health: &kafka::KafkaHealth| wrong_with(&health.cluster).or(wrong_with(&health.registry));
+            wrong.extend(settled(kafka.watch(), deadline, either).await.map(|why| (Broker::Kafka, why)));
+        }
+        if let Some(nats) = &self.nats {
+            let why = settled(nats.health(), deadline, |health| unless(health.up, &health.why)).await;
+            wrong.extend(why.map(|why| (Broker::Nats, why)));
+        }
+        wrong
     }
 
     /// Lets go of them; what is confirmed stays so.
@@ -115,11 +136,22 @@ fn unless(up: bool, why: &str) -> Option<String> {
     (!up).then(|| why.to_owned())
 }
 
-fn wrong(health: &kafka::Health) -> Option<String> {
+fn wrong_with(health: &kafka::Health) -> Option<String> {
     match health {
         kafka::Health::Up => None,
         kafka::Health::Down(why) => Some(why.clone()),
     }
+}
+
+/// Waits until nothing is `wrong`; what still is at `deadline`.
+async fn settled<T>(
+    mut health: watch::Receiver<T>,
+    deadline: Instant,
+    wrong: impl Fn(&T) -> Option<String>,
+) -> Option<String> {
+    // In time or not, what it says then counts.
+    let _ = tokio::time::timeout_at(deadline, health.wait_for(|health| wrong(health).is_none())).await;
+    wrong(&health.borrow())
 }
 
 /// Holds `latch` up as long as nothing is `wrong`; ends with the client it follows.

@@ -1,7 +1,7 @@
 //! The brokers this gateway was configured for, behind one handle.
 
 mod embedded;
-mod external;
+pub(super) mod external;
 
 use std::sync::Arc;
 

@@ -86,6 +86,22 @@ struct Shared {
 }
 
 impl Shared {
+    fn new(config: &KafkaConfig, registry: &RegistryConfig, topology: KafkaTopology) -> Result<Self, KafkaError> {
+        let schemas = Schemas::new(SchemaRegistry::new(registry)?, &topology, config);
+        let complaints = Arc::new(Complaints::default());
+        Ok(Self {
+            config: config.clone(),
+            topology,
+            schemas,
+            producers: Producers::new(config, complaints.clone()),
+            complaints,
+            health: watch::Sender::new(KafkaHealth::starting()),
+            unconfirmed: Mutex::default(),
+            members: Mutex::default(),
+            closing: CancellationToken::new(),
+        })
+    }
+
     /// A failure of the client, with what it last complained about.
     fn unreachable(&self, error: &ClientError) -> KafkaError {
         KafkaError::Unreachable(match self.complaints.last() {
@@ -127,19 +143,7 @@ impl Kafka {
         registry: &RegistryConfig,
         topology: KafkaTopology,
     ) -> Result<Self, KafkaError> {
-        let schemas = Schemas::new(SchemaRegistry::new(registry)?, &topology, config);
-        let complaints = Arc::new(Complaints::default());
-        let shared = Arc::new(Shared {
-            config: config.clone(),
-            topology,
-            schemas,
-            producers: Producers::new(config, complaints.clone()),
-            complaints,
-            health: watch::Sender::new(KafkaHealth::starting()),
-            unconfirmed: Mutex::default(),
-            members: Mutex::default(),
-            closing: CancellationToken::new(),
-        });
+        let shared = Arc::new(Shared::new(config, registry, topology)?);
         shared.producers.check().await?;
         let prepared = match keeper::prepare(&shared).await {
             Ok(()) => true,
@@ -151,6 +155,21 @@ impl Kafka {
         };
         let keeper = crate::task::spawn("kafka-keeper", keeper::run(shared.clone(), prepared));
         Ok(Self { shared, keeper: Mutex::new(Some(keeper)) })
+    }
+
+    /// What the cluster lacks or has otherwise than [`Kafka::open`] would declare it; nothing is
+    /// created. Schemas are not looked at.
+    ///
+    /// # Errors
+    /// Settings that cannot be used, or nobody answers.
+    pub async fn check(
+        config: &KafkaConfig,
+        registry: &RegistryConfig,
+        catalogue: &Catalogue,
+        consumers: &[Subscription],
+    ) -> Result<Vec<String>, KafkaError> {
+        let topology = KafkaTopology::from_catalogue(catalogue, config, consumers)?;
+        topology::differences_only(Shared::new(config, registry, topology)?).await
     }
 
     pub fn publisher(&self) -> Arc<dyn Publisher> {

@@ -104,6 +104,24 @@ pub(super) async fn declare(shared: &Shared) -> Result<(), KafkaError> {
     compare(&admin, shared).await
 }
 
+/// What is missing or differs; creates nothing.
+pub(super) async fn differences_only(mut shared: Shared) -> Result<Vec<String>, KafkaError> {
+    let context = Context(shared.complaints.clone());
+    let admin = Arc::new(connection::open(connection::client(&shared.config), context).await?);
+    let now = metadata(&admin, &shared).await?;
+    let (there, missing): (Vec<_>, Vec<_>) =
+        std::mem::take(&mut shared.topology.topics).into_iter().partition(|topic| found(&now, &topic.name).is_some());
+    shared.topology.topics = there;
+    let mut wrong: Vec<String> = missing.iter().map(|topic| format!("topic {} is missing", topic.name)).collect();
+    if !shared.topology.topics.is_empty() {
+        match compare(&admin, &shared).await {
+            Err(KafkaError::Topology(more)) => wrong.extend(more),
+            other => other?,
+        }
+    }
+    Ok(wrong)
+}
+
 async fn metadata(admin: &Arc<AdminClient<Context>>, shared: &Shared) -> Result<Metadata, KafkaError> {
     let (client, timeout) = (admin.clone(), shared.config.request_timeout);
     let fetched = tokio::task::spawn_blocking(move || client.inner().fetch_metadata(None, timeout)).await;

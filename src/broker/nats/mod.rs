@@ -52,6 +52,17 @@ pub enum NatsError {
     Mismatch(Vec<Mismatch>),
 }
 
+/// What the cluster lacks of `topology` or has otherwise; nothing is declared.
+///
+/// # Errors
+/// A setting that cannot work, or no server answers.
+pub async fn check(config: &config::Nats, topology: &NatsTopology) -> Result<Vec<String>, NatsError> {
+    let connection = Connection::open(config).await?;
+    connection.wait(config.connect_timeout).await.map_err(NatsError::Away)?;
+    let found = topology.differences(&connection.jetstream, Keeping::new(config)).await;
+    found.map_err(|error| NatsError::Away(error.to_string()))
+}
+
 /// Whether NATS can be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NatsHealth {
@@ -98,7 +109,7 @@ impl Nats {
         let shared = Arc::new(Shared {
             connection,
             topology,
-            keeping: Keeping { replicas: config.replicas, duplicate_window: config.duplicate_window },
+            keeping: Keeping::new(config),
             publish_timeout: config.publish_timeout,
             request_timeout: config.request_timeout,
             health: watch::Sender::new(NatsHealth { up: false, why: "not connected yet".into() }),

@@ -37,6 +37,12 @@ pub(super) struct Keeping {
     pub duplicate_window: Duration,
 }
 
+impl Keeping {
+    pub fn new(config: &crate::config::Nats) -> Self {
+        Self { replicas: config.replicas, duplicate_window: config.duplicate_window }
+    }
+}
+
 /// Something that exists, but not as it must be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mismatch {
@@ -47,6 +53,13 @@ pub struct Mismatch {
     pub found: String,
     pub wanted: String,
     pub fix: String,
+}
+
+impl Mismatch {
+    fn missing(what: String) -> Self {
+        let fix = "`event-gateway topology apply` declares it, and so does the gateway's start";
+        Self { what, field: "State", found: "missing".into(), wanted: "there".into(), fix: fix.into() }
+    }
 }
 
 impl fmt::Display for Mismatch {
@@ -135,6 +148,57 @@ impl NatsTopology {
     }
 }
 
+impl NatsTopology {
+    /// What is missing or differs; changes nothing.
+    pub(super) async fn differences(&self, jetstream: &Context, keeping: Keeping) -> Result<Vec<String>, DeclareError> {
+        let mut differences = Vec::new();
+        let mut note = |compared: Result<(), DeclareError>| match compared {
+            Err(DeclareError::Mismatch(all)) => {
+                differences.extend(all.iter().map(ToString::to_string));
+                Ok(())
+            }
+            other => other,
+        };
+        let missing = |what: String| Err(DeclareError::Mismatch(vec![Mismatch::missing(what)]));
+        for stream in &self.streams {
+            note(match jetstream.get_stream(&*stream.name).await {
+                Ok(found) => compare_streams(&found.cached_info().config, &stream_config(stream, keeping)),
+                Err(error) if is_missing(&error) => missing(format!("stream {}", stream.name)),
+                Err(error) => Err(DeclareError::Away(format!("stream {}: {error}", stream.name))),
+            })?;
+        }
+        for consumer in &self.consumers {
+            let Source::WorkQueue { stream, filter } = &consumer.source else { continue };
+            let what = format!("consumer {} of stream {stream}", consumer.consumer);
+            let found: Result<PullConsumer, _> =
+                jetstream.get_consumer_from_stream(&*consumer.consumer, &**stream).await;
+            note(match found {
+                Ok(found) => {
+                    let durable_name = Some(consumer.consumer.to_string());
+                    let wanted = pull::Config { durable_name, ..consumer_config(filter, consumer.ack_wait) };
+                    match compare_consumers(&found.cached_info().config, &wanted, what) {
+                        none if none.is_empty() => Ok(()),
+                        some => Err(DeclareError::Mismatch(some)),
+                    }
+                }
+                Err(error) => match error.kind() {
+                    ConsumerErrorKind::JetStream(why)
+                        if [ErrorCode::CONSUMER_NOT_FOUND, ErrorCode::STREAM_NOT_FOUND].contains(&why.error_code()) =>
+                    {
+                        missing(what)
+                    }
+                    _ => Err(DeclareError::Away(format!("{what}: {error}"))),
+                },
+            })?;
+        }
+        Ok(differences)
+    }
+}
+
+fn is_missing(error: &async_nats::jetstream::context::GetStreamError) -> bool {
+    matches!(error.kind(), GetStreamErrorKind::JetStream(why) if why.error_code() == ErrorCode::STREAM_NOT_FOUND)
+}
+
 fn gather(declared: Result<(), DeclareError>, mismatches: &mut Vec<Mismatch>) -> Result<(), DeclareError> {
     match declared {
         Err(DeclareError::Mismatch(more)) => mismatches.extend(more),
@@ -177,12 +241,8 @@ async fn declare_stream(jetstream: &Context, stream: &Stream, keeping: Keeping) 
     let wanted = stream_config(stream, keeping);
     match jetstream.get_stream(&*stream.name).await {
         Ok(found) => compare_streams(&found.cached_info().config, &wanted),
-        Err(error) => match error.kind() {
-            GetStreamErrorKind::JetStream(why) if why.error_code() == ErrorCode::STREAM_NOT_FOUND => {
-                create_stream(jetstream, wanted).await
-            }
-            _ => Err(DeclareError::Away(format!("stream {}: {error}", stream.name))),
-        },
+        Err(error) if is_missing(&error) => create_stream(jetstream, wanted).await,
+        Err(error) => Err(DeclareError::Away(format!("stream {}: {error}", stream.name))),
     }
 }
 

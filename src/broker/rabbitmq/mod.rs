@@ -49,6 +49,28 @@ pub enum RabbitMqError {
     /// A setting cannot be used.
     #[error("{field}: {reason}")]
     Setting { field: &'static str, reason: String },
+    /// No node answers. Safe to try again.
+    #[error("rabbitmq.urls: {0}")]
+    Away(String),
+}
+
+/// What the cluster lacks of `topology` or has with other properties; nothing is declared.
+/// Bindings are not looked at.
+///
+/// # Errors
+/// A setting cannot be used, or no node answers.
+pub async fn check(config: &config::Rabbitmq, topology: &Topology) -> Result<Vec<String>, RabbitMqError> {
+    let options = Arc::new(ConnectorOptions::new(config)?);
+    let stop = CancellationToken::new();
+    let _closed = stop.clone().drop_guard();
+    let (connector, _) = Connector::spawn(Part::Consuming, options.clone(), None, &Arc::default(), &stop);
+    connector.tried_all().await;
+    let session = connector.session().map_err(RabbitMqError::Away)?;
+    let differences = topology::differences(&session.connection, topology, session.server);
+    match tokio::time::timeout(options.declare_timeout(), differences).await {
+        Ok(found) => found.map_err(|error| RabbitMqError::Away(error.to_string())),
+        Err(_) => Err(RabbitMqError::Away(format!("no answer within {:?}", options.declare_timeout()))),
+    }
 }
 
 /// Everything the parts share.

@@ -103,6 +103,7 @@ impl Topology {
     }
 }
 
+const NOT_FOUND: u16 = 404;
 const PRECONDITION_FAILED: u16 = 406;
 
 /// Our backlog counts attempts, not the server. From 4.0 on it has a limit unless told
@@ -180,6 +181,59 @@ pub(super) async fn declare(
     Ok(())
 }
 
+/// What is missing or has other properties; changes nothing. Bindings are not looked at: AMQP
+/// does not tell about them.
+pub(super) async fn differences(
+    connection: &Connection,
+    topology: &Topology,
+    server: ServerVersion,
+) -> Result<Vec<String>, DeclareError> {
+    let mut differences = Vec::new();
+    let dead_letters = (topology.dead_letter_exchange.clone(), ExchangeKind::Direct);
+    let more = (!topology.has_exchange(&dead_letters.0)).then_some(&dead_letters);
+    for (name, kind) in topology.exchanges.iter().chain(more) {
+        // A refusal closes the channel.
+        let channel = open(connection).await?;
+        let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+        let asked = channel.exchange_declare(short(name), lapin_kind(*kind), passive, FieldTable::default()).await;
+        if is_there(&format!("exchange {name}"), asked, &mut differences)? {
+            note(declare_exchange(&channel, name, *kind).await, &mut differences)?;
+        }
+    }
+    let dead_letters = (topology.dead_letter_queue.clone(), topology.dead_letter_arguments(server));
+    let queues = topology.queues.iter().map(|queue| (queue.name.clone(), topology.effect_arguments(server)));
+    for (name, arguments) in queues.chain([dead_letters]) {
+        let channel = open(connection).await?;
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let asked = channel.queue_declare(short(&name), passive, FieldTable::default()).await;
+        if is_there(&format!("queue {name}"), asked.map(drop), &mut differences)? {
+            let unbound = Queue { name, bindings: Vec::new() };
+            note(declare_durable(&channel, &unbound, arguments).await, &mut differences)?;
+        }
+    }
+    Ok(differences)
+}
+
+fn is_there(what: &str, asked: Result<(), lapin::Error>, differences: &mut Vec<String>) -> Result<bool, DeclareError> {
+    match asked {
+        Ok(()) => Ok(true),
+        Err(error) if refusal(&error).is_some_and(|(code, _)| code == NOT_FOUND) => {
+            differences.push(format!("{what} is missing"));
+            Ok(false)
+        }
+        Err(error) => Err(DeclareError::of(what.to_owned(), error)),
+    }
+}
+
+/// Declaring what is there only compares it.
+fn note(declared: Result<(), DeclareError>, differences: &mut Vec<String>) -> Result<(), DeclareError> {
+    match declared {
+        Err(DeclareError::Mismatch(what)) => differences.push(what),
+        other => return other,
+    }
+    Ok(())
+}
+
 /// Declares the queue of a durable consumer.
 pub(super) async fn declare_queue(
     channel: &Channel,
@@ -208,13 +262,16 @@ async fn open(connection: &Connection) -> Result<Channel, DeclareError> {
 }
 
 async fn declare_exchange(channel: &Channel, name: &Arc<str>, kind: ExchangeKind) -> Result<(), DeclareError> {
-    let kind = match kind {
+    let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    let declared = channel.exchange_declare(short(name), lapin_kind(kind), options, FieldTable::default()).await;
+    declared.map_err(|error| DeclareError::of(format!("exchange {name}"), error))
+}
+
+fn lapin_kind(kind: ExchangeKind) -> lapin::ExchangeKind {
+    match kind {
         ExchangeKind::Topic => lapin::ExchangeKind::Topic,
         ExchangeKind::Direct => lapin::ExchangeKind::Direct,
-    };
-    let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-    let declared = channel.exchange_declare(short(name), kind, options, FieldTable::default()).await;
-    declared.map_err(|error| DeclareError::of(format!("exchange {name}"), error))
+    }
 }
 
 async fn declare_durable(channel: &Channel, queue: &Queue, arguments: FieldTable) -> Result<(), DeclareError> {
