@@ -34,6 +34,24 @@ impl Gateway {
         (self.child, self.address) = serve(&self.program, &self.address.to_string(), settings);
     }
 
+    /// Ends it (SIGTERM) and starts it again on the same data and port.
+    pub fn restart(&mut self, settings: &[&str]) {
+        assert!(self.halt().success());
+        (self.child, self.address) = serve(&self.program, &self.address.to_string(), settings);
+    }
+
+    /// E.g. SIGSTOP.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+    }
+
+    /// The most memory it had, in MiB.
+    pub fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel counts it");
+        peak.split_whitespace().next().unwrap().parse::<u64>().unwrap() / 1024
+    }
+
     /// Runs a client command against it.
     pub fn run(&self, arguments: &[&str]) -> Ended {
         self.program.run_with(arguments, &[("GATEWAY_URL", &self.url())])
@@ -50,7 +68,7 @@ impl Gateway {
 
     /// As [`Gateway::stop`], but its data stays.
     pub fn halt(&mut self) -> ExitStatus {
-        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).unwrap();
+        self.signal(Signal::SIGTERM);
         let deadline = Instant::now() + LIMIT;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {

@@ -3,6 +3,7 @@
 mod configuration;
 #[path = "../support/environment.rs"]
 mod environment;
+#[expect(dead_code, reason = "the tests on real brokers use the rest of it")]
 mod gateway;
 mod jobs;
 mod program;

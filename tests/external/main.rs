@@ -6,7 +6,6 @@
 
 #[path = "../cli/gateway.rs"]
 mod gateway;
-#[expect(dead_code, reason = "the tests of the command line use the rest of it")]
 #[path = "../cli/program.rs"]
 mod program;
 
@@ -14,7 +13,9 @@ mod program;
 mod environment;
 mod faults;
 mod instances;
+mod lasting;
 mod play;
 mod readiness;
 mod reconcile;
+mod topology;
 mod world;

@@ -1,7 +1,7 @@
 //! A log is played: every job ends, every leg is done, screens miss nothing, and stock
 //! clients find in the brokers what the ledger says is there.
 
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 use crate::gateway::Gateway;
 use crate::world::{World, address, brokers};
 
-pub const LOG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/small.swf");
-pub const JOBS: u64 = 40;
+const LOG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/small.swf");
+const JOBS: u64 = 40;
 
 pub fn is_clean(report: &Value) {
-    assert_eq!(report["submitted"], json!(JOBS), "{report:#}");
+    assert_eq!(report["submitted"], report["jobs_in_log"], "{report:#}");
     assert_eq!(report["refused"], json!(0), "{report:#}");
     assert_eq!(report["lost"]["total"], json!(0), "{report:#}");
     assert_eq!(report["screens"]["gaps"], json!(0), "{report:#}");
@@ -22,28 +22,50 @@ pub fn is_clean(report: &Value) {
 
 /// Plays the log; `meanwhile` runs once a quarter of its jobs are there.
 pub fn play(gateway: &mut Gateway, speedup: &str, meanwhile: impl FnOnce(&mut Gateway)) -> Value {
-    let arguments = ["trace", LOG, "--speedup", speedup, "--watch", "8", "--settle", "120s", "--output", "json"];
-    let url = gateway.url();
-    let mut command = gateway.program.command(&arguments);
-    let child = command.env("GATEWAY_URL", &url).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while count(gateway) < JOBS as usize / 4 {
-        assert!(Instant::now() < deadline, "the trace does not submit");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    let playing = Playing::start(gateway, LOG, "external", speedup);
+    playing.wait_for(gateway, JOBS as usize / 4);
     meanwhile(gateway);
-    let ended = child.wait_with_output().unwrap();
-    let (out, err) = (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
-    serde_json::from_str(&out).unwrap_or_else(|_| panic!("{err}"))
+    playing.report()
 }
 
-fn count(gateway: &Gateway) -> usize {
-    let listed = gateway.run(&["jobs", "list", "--limit", "500", "--output", "json"]);
-    // While a fault is on, the list may fail.
-    serde_json::from_str::<Value>(&listed.stdout)
-        .ok()
-        .and_then(|page| Some(page["items"].as_array()?.len()))
-        .unwrap_or(0)
+/// A `trace` that runs.
+pub struct Playing {
+    child: Child,
+    agent: String,
+}
+
+impl Playing {
+    pub fn start(gateway: &Gateway, log: &str, agent: &str, speedup: &str) -> Self {
+        let arguments = ["trace", log, "--agent", agent, "--speedup", speedup];
+        let more = ["--watch", "8", "--settle", "120s", "--output", "json"];
+        let mut command = gateway.program.command(&[&arguments[..], &more].concat());
+        command.env("GATEWAY_URL", gateway.url()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self { child: command.spawn().unwrap(), agent: agent.to_owned() }
+    }
+
+    /// Waits until it has submitted so many jobs, at most 500.
+    pub fn wait_for(&self, gateway: &Gateway, jobs: usize) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while self.submitted(gateway) < jobs {
+            assert!(Instant::now() < deadline, "the trace does not submit");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn submitted(&self, gateway: &Gateway) -> usize {
+        let listed = gateway.run(&["jobs", "list", "--agent", &self.agent, "--limit", "500", "--output", "json"]);
+        // While a fault is on, the list may fail.
+        serde_json::from_str::<Value>(&listed.stdout)
+            .ok()
+            .and_then(|page| Some(page["items"].as_array()?.len()))
+            .unwrap_or(0)
+    }
+
+    pub fn report(self) -> Value {
+        let ended = self.child.wait_with_output().unwrap();
+        let (out, err) = (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
+        serde_json::from_str(&out).unwrap_or_else(|_| panic!("{err}"))
+    }
 }
 
 #[test]

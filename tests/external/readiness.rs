@@ -15,20 +15,22 @@ fn readyz(gateway: &Gateway) -> (u16, Value) {
     })
 }
 
-fn degraded(gateway: &Gateway) -> Vec<String> {
+/// What is not up, whether it holds readiness back or not.
+fn not_up(gateway: &Gateway) -> Vec<String> {
     let (_, body) = readyz(gateway);
-    let names = |component: &Value| component["name"].as_str().unwrap().to_owned();
-    body["degraded"].as_array().map(|all| all.iter().map(names).collect()).unwrap_or_default()
+    let components = ["degraded", "missing"].into_iter().filter_map(|list| body[list].as_array()).flatten();
+    components.map(|component| component["name"].as_str().unwrap().to_owned()).collect()
 }
 
-fn until(gateway: &Gateway, wanted: &[&str]) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+/// Waits until these components are not up, and no others.
+pub fn until(gateway: &Gateway, wanted: &[&str]) {
+    let deadline = Instant::now() + Duration::from_secs(120);
     loop {
-        let found = degraded(gateway);
+        let found = not_up(gateway);
         if found == wanted {
             return;
         }
-        assert!(Instant::now() < deadline, "degraded is {found:?}, not {wanted:?}");
+        assert!(Instant::now() < deadline, "{found:?} are not up, instead of {wanted:?}");
         std::thread::sleep(Duration::from_millis(100));
     }
 }

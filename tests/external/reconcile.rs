@@ -8,13 +8,19 @@ use crate::program::Ended;
 use crate::world::{World, address};
 
 /// Jobs of this agent leave their command in the stream: nobody here consumes it.
-const AGENT: &str = r#"
+pub const AGENT: &str = r#"
 [[runner.agents]]
 name = "Cluster"
 runner = "external"
 claim = "jetstream"
 any_dataset = true
 "#;
+
+/// Nothing is missing, out of order, unknown or still waiting.
+pub fn brokers_have_what_the_ledger_says(gateway: &Gateway, world: &World) {
+    let ended = reconcile(gateway, world, &["--wait", "60s"]);
+    assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
+}
 
 fn reconcile(gateway: &Gateway, world: &World, more: &[&str]) -> Ended {
     let settings = world.settings();

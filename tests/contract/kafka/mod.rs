@@ -41,7 +41,8 @@ pub struct Site {
 impl Site {
     /// `None` when there are none and that is fine.
     pub fn find() -> Option<Self> {
-        let (bootstrap, registry) = variable("EVENT_GATEWAY_TEST_KAFKA").zip(variable("EVENT_GATEWAY_TEST_REGISTRY"))?;
+        let (bootstrap, registry) =
+            variable("EVENT_GATEWAY_TEST_KAFKA").zip(variable("EVENT_GATEWAY_TEST_REGISTRY"))?;
         Some(Self { bootstrap, registry })
     }
 

@@ -1,7 +1,6 @@
 //! Brokers that ask for TLS and SASL/SCRAM, with an authority of the test's own, and a registry
 //! that asks for HTTP basic.
 
-use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -151,7 +150,7 @@ struct Tls {
 }
 
 impl Tls {
-    fn start(python: &OsStr, directory: &Path, target: &str) -> Self {
+    fn start(python: &str, directory: &Path, target: &str) -> Self {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kafka/tls.py");
         let mut command = Command::new(python);
         command.args([script, "server.pem", "server.key", target]).current_dir(directory);
