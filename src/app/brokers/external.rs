@@ -84,7 +84,7 @@ impl External {
         let mut tasks = Vec::new();
         let latch = |name| readiness.optional_latch(name);
         if let Some(rabbitmq) = &self.rabbitmq {
-            let follow = follow(rabbitmq.health(), latch("rabbitmq"), |health| unless(health.up, &health.why));
+            let follow = follow(rabbitmq.health(), latch("rabbitmq"), rabbitmq::Health::trouble);
             tasks.push(crate::task::spawn("rabbitmq-readiness", follow));
         }
         if let Some(kafka) = &self.kafka {

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::RabbitMqError;
 use super::greeting::{self, ServerVersion};
 use super::health::{Board, Part};
-use super::topology::{self, DeclareError, Topology};
+use super::topology::{self, DeclareError, Depth, Topology};
 use crate::config;
 
 /// Pauses between rounds over all nodes: from, to.
@@ -170,6 +170,15 @@ impl Connector {
     }
 }
 
+/// Names the queues that will refuse messages soon: when they hold four fifths of what they may.
+fn nearly_full(depths: &[Depth], limit: u32) -> String {
+    let full = depths.iter().filter(|(_, messages)| u64::from(*messages) * 5 >= u64::from(limit) * 4);
+    let lines = full.map(|(name, messages)| {
+        format!("queue {name} holds {messages} of {limit} messages; is its consumer keeping up?")
+    });
+    lines.collect::<Vec<_>>().join("; ")
+}
+
 fn blocked(why: &str) -> String {
     format!("the server takes no messages at present: {why}")
 }
@@ -242,7 +251,7 @@ impl Supervisor {
         };
         if let Some(topology) = &self.topology {
             match tokio::time::timeout(DECLARE, topology::declare(&connection, topology, server)).await {
-                Ok(Ok(())) => {}
+                Ok(Ok(depths)) => self.board.warn(nearly_full(&depths, topology.max_length)),
                 Ok(Err(DeclareError::Mismatch(why))) => return Err(DownReason::Topology(why)),
                 Ok(Err(error)) => return Err(unreachable(error.to_string())),
                 Err(_) => return Err(unreachable(format!("did not declare the topology within {DECLARE:?}"))),
@@ -311,7 +320,7 @@ impl Supervisor {
         }
         let declaring = topology::declare(&session.connection, topology, session.server);
         match tokio::time::timeout(DECLARE_EVERY, declaring).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(depths)) => self.board.warn(nearly_full(&depths, topology.max_length)),
             Ok(Err(DeclareError::Mismatch(why))) => tracing::error!(why, "RabbitMQ's topology has been changed"),
             Ok(Err(error)) => tracing::debug!(%error, "RabbitMQ's topology cannot be declared again"),
             Err(_) => tracing::debug!(limit = ?DECLARE_EVERY, "RabbitMQ's topology was not declared again in time"),

@@ -9,6 +9,16 @@ pub struct Health {
     pub up: bool,
     /// Why it is not up; empty when it is. No secrets.
     pub why: String,
+    /// What works, but not for long: queues that are nearly full. Empty when there is nothing.
+    pub warning: String,
+}
+
+impl Health {
+    /// What operators should look at; `None` when there is nothing.
+    pub fn trouble(&self) -> Option<String> {
+        let found: Vec<&str> = [&*self.why, &*self.warning].into_iter().filter(|text| !text.is_empty()).collect();
+        (!found.is_empty()).then(|| found.join("; "))
+    }
 }
 
 /// One of the connections.
@@ -38,7 +48,7 @@ pub(super) struct Board {
 impl Default for Board {
     fn default() -> Self {
         let starting = || Some("not connected yet".to_owned());
-        let health = Health { up: false, why: "not connected yet".to_owned() };
+        let health = Health { up: false, why: "not connected yet".to_owned(), warning: String::new() };
         Self { parts: Mutex::new([starting(), starting()]), health: watch::Sender::new(health) }
     }
 }
@@ -57,11 +67,22 @@ impl Board {
             [first, second] if first == second => (*first).to_owned(),
             reasons => reasons.join("; "),
         };
-        let health = Health { up: why.is_empty(), why };
-        self.health.send_if_modified(|known| {
-            let changed = *known != health;
-            *known = health;
-            changed
+        self.change(|health| {
+            health.up = why.is_empty();
+            health.why = why;
+        });
+    }
+
+    /// What should be known although it works; empty when there is nothing.
+    pub fn warn(&self, warning: String) {
+        self.change(|health| health.warning = warning);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Health)) {
+        self.health.send_if_modified(|health| {
+            let before = health.clone();
+            change(health);
+            *health != before
         });
     }
 }
@@ -78,10 +99,14 @@ mod tests {
         board.set(Part::Publishing, None);
         assert!(!health.borrow_and_update().up);
         board.set(Part::Consuming, None);
-        assert_eq!(*health.borrow_and_update(), Health { up: true, why: String::new() });
+        assert_eq!(*health.borrow_and_update(), Health { up: true, why: String::new(), warning: String::new() });
         board.set(Part::Consuming, None);
         assert!(!health.has_changed().unwrap(), "nothing new was said");
         board.set(Part::Publishing, Some("blocked".into()));
         assert_eq!(health.borrow_and_update().why, "blocked");
+        board.warn("nearly full".into());
+        assert_eq!(health.borrow_and_update().trouble().unwrap(), "blocked; nearly full");
+        board.set(Part::Publishing, None);
+        assert!(health.borrow_and_update().up, "a warning is no failure");
     }
 }

@@ -175,7 +175,7 @@ impl RabbitPublisher {
         let session = self.shared.publishing.session().map_err(Unsettled)?;
         let declaring = topology::declare(&session.connection, &self.shared.topology, session.server);
         match tokio::time::timeout_at(deadline, declaring).await {
-            Ok(Ok(())) => {
+            Ok(Ok(_)) => {
                 tracing::info!("declared RabbitMQ's topology again: something of it was gone");
                 Ok(())
             }

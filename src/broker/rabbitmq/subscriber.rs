@@ -48,7 +48,7 @@ impl RabbitSubscriber {
             queue.name = format!("{name}.{}-{number}", session.generation).into();
             topology::declare_broadcast(&channel, topology, &queue).await
         } else {
-            topology::declare_queue(&channel, topology, &queue, session.server).await
+            topology::declare_queue(&channel, topology, &queue, session.server).await.map(drop)
         };
         declared.map_err(|error| error.to_string())?;
         let reader = Reader { consumer: subscription.consumer.clone(), queue: queue.name, exclusive: *exclusive };

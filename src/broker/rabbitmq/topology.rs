@@ -157,12 +157,16 @@ pub(super) fn refusal(error: &lapin::Error) -> Option<(u16, String)> {
     }
 }
 
-/// Declares everything; what is there already is checked.
+/// How many messages wait in a queue.
+pub(super) type Depth = (Arc<str>, u32);
+
+/// Declares everything; what is there already is checked. Returns what waits in the queues
+/// that have a limit.
 pub(super) async fn declare(
     connection: &Connection,
     topology: &Topology,
     server: ServerVersion,
-) -> Result<(), DeclareError> {
+) -> Result<Vec<Depth>, DeclareError> {
     let channel = open(connection).await?;
     for (name, kind) in &topology.exchanges {
         declare_exchange(&channel, name, *kind).await?;
@@ -175,10 +179,12 @@ pub(super) async fn declare(
         bindings: vec![(topology.dead_letter_exchange.clone(), topology.dead_letter_queue.clone())],
     };
     declare_durable(&channel, &dead_letters, topology.dead_letter_arguments(server)).await?;
+    let mut depths = Vec::with_capacity(topology.queues.len());
     for queue in &topology.queues {
-        declare_queue(&channel, topology, queue, server).await?;
+        let messages = declare_queue(&channel, topology, queue, server).await?;
+        depths.push((queue.name.clone(), messages));
     }
-    Ok(())
+    Ok(depths)
 }
 
 /// What is missing or has other properties; changes nothing. Bindings are not looked at: AMQP
@@ -208,7 +214,7 @@ pub(super) async fn differences(
         let asked = channel.queue_declare(short(&name), passive, FieldTable::default()).await;
         if is_there(&format!("queue {name}"), asked.map(drop), &mut differences)? {
             let unbound = Queue { name, bindings: Vec::new() };
-            note(declare_durable(&channel, &unbound, arguments).await, &mut differences)?;
+            note(declare_durable(&channel, &unbound, arguments).await.map(drop), &mut differences)?;
         }
     }
     Ok(differences)
@@ -234,13 +240,13 @@ fn note(declared: Result<(), DeclareError>, differences: &mut Vec<String>) -> Re
     Ok(())
 }
 
-/// Declares the queue of a durable consumer.
+/// Declares the queue of a durable consumer; how many messages wait in it.
 pub(super) async fn declare_queue(
     channel: &Channel,
     topology: &Topology,
     queue: &Queue,
     server: ServerVersion,
-) -> Result<(), DeclareError> {
+) -> Result<u32, DeclareError> {
     declare_durable(channel, queue, topology.effect_arguments(server)).await
 }
 
@@ -274,11 +280,12 @@ fn lapin_kind(kind: ExchangeKind) -> lapin::ExchangeKind {
     }
 }
 
-async fn declare_durable(channel: &Channel, queue: &Queue, arguments: FieldTable) -> Result<(), DeclareError> {
+async fn declare_durable(channel: &Channel, queue: &Queue, arguments: FieldTable) -> Result<u32, DeclareError> {
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     let declared = channel.queue_declare(short(&queue.name), options, arguments).await;
-    declared.map_err(|error| DeclareError::of(format!("queue {}", queue.name), error))?;
-    bind(channel, queue).await
+    let declared = declared.map_err(|error| DeclareError::of(format!("queue {}", queue.name), error))?;
+    bind(channel, queue).await?;
+    Ok(declared.message_count())
 }
 
 async fn bind(channel: &Channel, queue: &Queue) -> Result<(), DeclareError> {

@@ -137,6 +137,9 @@ async fn a_full_queue_refuses_and_takes_again_when_it_has_room() {
     let refused = refused.expect("three times the limit was sent");
     assert!(matches!(&refused, PublishError::Transient(why) if why.contains("full")), "{refused}");
     assert!(accepted >= LIMIT);
+    let mut health = fixture.rabbitmq().health();
+    let warned = within(health.wait_for(|health| !health.warning.is_empty())).await.unwrap().clone();
+    assert!(warned.up && warned.warning.contains(&*fixture.name("reader")), "{warned:?}");
 
     let mut inbound = subscribe(&fixture, &fixture.durable("reader")).await;
     assert_eq!(consume(&mut *inbound, accepted).await.len(), accepted, "what was confirmed is there");
@@ -146,4 +149,5 @@ async fn a_full_queue_refuses_and_takes_again_when_it_has_room() {
         }
     })
     .await;
+    within(health.wait_for(|health| health.trouble().is_none())).await.unwrap();
 }
