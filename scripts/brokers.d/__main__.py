@@ -122,9 +122,9 @@ class Brokers:
             at_once(lambda pair: pair[0].start(pair[1]), owners)
         print(f"brokers: {' '.join(nodes)} up")
 
-    def signal(self, nodes, number):
+    def freeze(self, nodes, number):
         for node in nodes:
-            self.owner(node).processes[node].send(number)
+            self.owner(node).processes[node].freeze(number)
 
     def rabbitmqctl(self, node, arguments):
         env, command = self.all["rabbitmq"].control(node)
@@ -156,9 +156,9 @@ def main(arguments):
         case ["start", *nodes] if nodes:
             return brokers.start(nodes)
         case ["pause", *nodes] if nodes:
-            return brokers.signal(nodes, signal.SIGSTOP)
+            return brokers.freeze(nodes, signal.SIGSTOP)
         case ["resume", *nodes] if nodes:
-            return brokers.signal(nodes, signal.SIGCONT)
+            return brokers.freeze(nodes, signal.SIGCONT)
         case ["kafka", tool, *rest]:
             return brokers.all["kafka"].tool(tool, rest)
         case ["rabbitmqctl", node, *rest]:

@@ -51,18 +51,27 @@ def stat_fields(pid):
     return fields[0], fields[19]
 
 
+def children(pid):
+    """The pids of a process's children."""
+    found = []
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children") as file:
+                found += map(int, file.read().split())
+    except OSError:
+        pass
+    return found
+
+
 def resident_mib(pid):
     """Memory of a process and its descendants."""
     total = 0
     try:
         with open(f"/proc/{pid}/status") as file:
             total = sum(int(line.split()[1]) // 1024 for line in file if line.startswith("VmRSS"))
-        for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/children") as file:
-                total += sum(resident_mib(child) for child in file.read().split())
     except OSError:
         pass
-    return total
+    return total + sum(map(resident_mib, children(pid)))
 
 
 class Process:
@@ -116,10 +125,19 @@ class Process:
         os.kill(pid, number)
         return pid
 
+    def freeze(self, number):
+        """SIGSTOP or SIGCONT, for its children, too: PostgreSQL's sessions are processes."""
+        pid = self.send(number)
+        for child in children(pid):
+            try:
+                os.kill(child, number)
+            except ProcessLookupError:
+                pass
+
     def stop(self, number=signal.SIGTERM, seconds=30):
         """Asks it to end, then kills it."""
         if self.pid() is not None:
-            os.kill(self.pid(), signal.SIGCONT)
+            self.freeze(signal.SIGCONT)
             self.send(number)
             end = time.monotonic() + seconds
             while self.pid() is not None and time.monotonic() < end:
