@@ -106,8 +106,9 @@ class Kafka(Component):
         return sum(line.startswith("127.0.0.1:") and "isFenced: false" in line for line in answer.splitlines()) == 3
 
     def tool(self, name, arguments):
-        """Runs one of Kafka's own tools, e.g. TopicCommand --list."""
+        """Runs one of Kafka's own tools, e.g. TopicCommand --list; with a dot it is a whole class name."""
         servers = ",".join(self.settings.addresses("KAFKA{}_PORT"))
-        command = self.java("-Xmx128m", f"org.apache.kafka.tools.{name}", "--bootstrap-server", servers, *arguments)
+        tool = name if "." in name else f"org.apache.kafka.tools.{name}"
+        command = self.java("-Xmx128m", tool, "--bootstrap-server", servers, *arguments)
         if subprocess.run(command, check=False).returncode:
             raise Failure(f"{name} failed")

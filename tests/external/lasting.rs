@@ -178,12 +178,11 @@ fn a_memory_alarm_for_a_minute() {
 #[ignore = "kills nodes: make test-faults"]
 fn too_few_replicas_in_sync() {
     survives(&[], FROZEN, Some("kafka"), |world| {
-        let kafka = address("KAFKA").unwrap();
         for topic in ["job-lifecycle", "commands", "audit-trail", "job-metrics"] {
             let topic = format!("{}{topic}", world.prefix);
             let what = ["--entity-type", "topics", "--entity-name", &topic];
             let change = ["--alter", "--add-config", "min.insync.replicas=3"];
-            brokers(&[&["kafka", "ConfigCommand", "--bootstrap-server", &kafka], &what[..], &change].concat());
+            brokers(&[&["kafka", "kafka.admin.ConfigCommand"], &what[..], &change].concat());
         }
         killed(&["kafka3"])
     });
