@@ -149,13 +149,14 @@ impl Nats {
     /// subscribers fail from now on.
     pub async fn shutdown(&self) {
         self.shared.closing.cancel();
-        self.shared.down("shut down".into());
         let supervisor = self.supervisor.lock().take();
         let ended = async {
             if let Some(supervisor) = supervisor {
                 // A panic is in the log already.
                 let _ = supervisor.await;
             }
+            // Not earlier: it may just be saying that everything is declared.
+            self.shared.down("shut down".into());
             self.shared.releases.close();
             self.shared.releases.wait().await;
             let connection = &self.shared.connection;
