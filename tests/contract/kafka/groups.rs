@@ -82,6 +82,8 @@ async fn lag_is_told_in_messages_and_seconds() {
     let full = Subscription { prefetch: 3, ..consumer("reader") };
     let mut inbound = within(fresh.kafka.subscriber().subscribe(&full)).await.unwrap();
     let got = receive(&mut *inbound, 3).await;
+    // It is not known before the brokers have said how far the partition goes.
+    lag_becomes(&fresh, 3).await;
     assert_eq!(within(inbound.lag()).await, Some(3));
     let behind = fresh.kafka.consumers().remove(0);
     assert_eq!((&*behind.consumer, behind.lag_messages), ("reader", Some(3)));
