@@ -241,9 +241,11 @@ impl State {
         self.inner.lock().ours.keys().cloned().collect()
     }
 
-    fn ends(&self, place: &Place, end: i64) {
+    fn ends(&self, place: &Place, start: i64, end: i64) {
         if let Some(progress) = self.inner.lock().ours.get_mut(place) {
             progress.end = Some(end);
+            // Where nothing was committed or read, reading begins at the oldest.
+            progress.start.get_or_insert(start);
         }
     }
 
@@ -323,7 +325,8 @@ impl ClientContext for Group {
                 continue;
             };
             progress.end = known(told.hi_offset).max(progress.end);
-            progress.start = known(told.app_offset).or(known(told.committed_offset)).or(known(told.lo_offset));
+            let start = known(told.app_offset).or(known(told.committed_offset)).or(known(told.lo_offset));
+            progress.start = start.or(progress.start);
         }
         if !inner.ours.is_empty() && inner.ours.values().all(|progress| progress.lag().is_some()) {
             inner.told = true;
@@ -438,11 +441,11 @@ fn run(state: &State, consumer: BaseConsumer<Group>, topics: &[Arc<str>]) {
     state.lose("the subscription has ended".to_owned());
 }
 
-/// Paused partitions are not fetched, and only fetches tell where a partition ends.
+/// Paused partitions are not fetched, and only fetches tell where a partition begins and ends.
 fn ask_for_ends(state: &State, consumer: &BaseConsumer<Group>) {
     for place in state.places() {
         match consumer.fetch_watermarks(&place.0, place.1, ANSWER) {
-            Ok((_, end)) => state.ends(&place, end),
+            Ok((start, end)) => state.ends(&place, start, end),
             // The others would have to be waited for as well.
             Err(error) => return tracing::debug!(consumer = %state.consumer, %error, "ends are not known"),
         }
