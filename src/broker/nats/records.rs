@@ -183,12 +183,22 @@ struct StreamReader {
 }
 
 impl StreamReader {
+    /// What comes now, maybe nothing: a server may not know yet of a consumer that was just
+    /// made, or have lost its leader.
     async fn page(&mut self) -> Result<Vec<LogRecord>, LogError> {
         let log = self.extent.log.clone();
         let mut records = Vec::new();
         let mut messages =
             self.consumer.fetch().max_messages(PAGE).messages().await.map_err(|why| failed(&log, why))?;
-        while let Some(message) = messages.try_next().await.map_err(|why| failed(&log, why))? {
+        loop {
+            let message = match messages.try_next().await {
+                Ok(Some(message)) => message,
+                Ok(None) => break,
+                Err(why) => {
+                    tracing::debug!(log = &*log, %why, "a page of the stream broke off; asking again");
+                    break;
+                }
+            };
             let info = message.info().map_err(|why| failed(&log, why))?;
             let (sequence, given) = (info.stream_sequence, info.consumer_sequence);
             // What a lost connection swallowed would look like a message that is not there.
@@ -207,6 +217,9 @@ impl StreamReader {
     /// Is there anything that was not given yet?
     async fn more(&mut self) -> Result<bool, LogError> {
         let info = self.consumer.info().await.map_err(|why| failed(&self.extent.log, why))?;
+        if info.delivered.consumer_sequence > self.given {
+            return Err(failed(&self.extent.log, "messages were lost on the way"));
+        }
         Ok(info.num_pending > 0)
     }
 
