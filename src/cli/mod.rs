@@ -20,11 +20,13 @@ use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::config::{Config, Loaded, Sources};
+use crate::domain::catalogue::Catalogue;
 use exit::{Failure, Outcome};
 use output::Format;
 
@@ -135,6 +137,12 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
+}
+
+/// The catalogue of the configuration.
+fn catalogue(config: &Config) -> Result<Arc<Catalogue>, Failure> {
+    Catalogue::load(&config.catalogue.dirs)
+        .map_err(|errors| Failure::configuration(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))
 }
 
 /// Runs a command on a runtime of its own.

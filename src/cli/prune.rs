@@ -12,7 +12,6 @@ use super::exit::{Failure, Outcome};
 use super::output::{Format, print, print_json, table};
 use crate::app::{DataDirLock, Deleted, Retention, open_store};
 use crate::config::StoreUrl;
-use crate::domain::catalogue::Catalogue;
 use crate::domain::factory::EventFactory;
 
 #[derive(Args)]
@@ -36,9 +35,7 @@ pub struct Prune {
 
 pub async fn run(command: Prune, global: &Global) -> Outcome {
     let config = global.load()?.config;
-    let catalogue = Catalogue::load(&config.catalogue.dirs).map_err(|errors| {
-        Failure::configuration(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
-    })?;
+    let catalogue = super::catalogue(&config)?;
     let failed = |error: &dyn std::fmt::Display| Failure::failed(error.to_string());
     let _lock = match &config.store.url {
         StoreUrl::Sqlite(path) if !path.exists() => {

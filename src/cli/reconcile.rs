@@ -13,7 +13,6 @@ use super::exit::{Failure, Outcome};
 use super::output::{Format, plain, print, print_json, table};
 use crate::app::{DataDirLock, LockError, open_logs, open_store};
 use crate::config::{Config, StoreUrl};
-use crate::domain::catalogue::Catalogue;
 use crate::domain::factory::EventFactory;
 use crate::ops::reconcile::{BrokerReport, Finding, Progress, ReconcileOptions, Report, reconcile};
 
@@ -54,9 +53,7 @@ pub struct Reconcile {
 
 pub async fn run(command: Reconcile, global: &Global) -> Outcome {
     let config = global.load()?.config;
-    let catalogue = Catalogue::load(&config.catalogue.dirs).map_err(|errors| {
-        Failure::configuration(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
-    })?;
+    let catalogue = super::catalogue(&config)?;
     let stopped = quiet(&config)?;
     let logs = open_logs(&config, &catalogue).await.map_err(|error| Failure::failed(error.to_string()))?;
     let factory = Arc::new(EventFactory::new(catalogue, HashSet::new(), 0));

@@ -54,9 +54,7 @@ struct Found {
 
 pub async fn run(command: &Topology, global: &Global) -> Outcome {
     let config = global.load()?.config;
-    let catalogue = Catalogue::load(&config.catalogue.dirs).map_err(|errors| {
-        Failure::configuration(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
-    })?;
+    let catalogue = super::catalogue(&config)?;
     let found = match command {
         Topology::Apply(apply) => applied(&config, &catalogue, apply.wait).await?,
         Topology::Check => checked(&config, &catalogue).await,
