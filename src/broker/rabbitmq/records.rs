@@ -4,20 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use lapin::options::QueueDeclareOptions;
-use lapin::types::FieldTable;
 use tokio_util::sync::CancellationToken;
 
-use super::RabbitMqError;
 use super::connection::{Connector, ConnectorOptions};
 use super::health::Part;
-use super::topology::refusal;
+use super::{RabbitMqError, topology};
 use crate::broker::{BrokerLog, Extent, LogError, LogReader, QueueDepth};
 use crate::config;
 use crate::domain::Broker;
 use crate::domain::catalogue::Route;
-
-const NOT_FOUND: u16 = 404;
 
 /// What RabbitMQ tells about its queues. Declares nothing.
 pub struct RabbitLog {
@@ -45,15 +40,12 @@ impl RabbitLog {
     async fn depth(&self, queue: &Arc<str>) -> Result<Option<QueueDepth>, String> {
         self.connector.tried_all().await;
         let session = self.connector.session()?;
-        // A channel of its own: asking for a queue that is not there closes it.
+        // Of its own: it may be closed by the answer.
         let channel = session.connection.create_channel().await.map_err(|why| why.to_string())?;
-        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        match channel.queue_declare((&**queue).into(), passive, FieldTable::default()).await {
-            Ok(found) => Ok(Some(QueueDepth { name: queue.clone(), messages: found.message_count().into() })),
-            Err(why) => match refusal(&why) {
-                Some((NOT_FOUND, _)) => Ok(None),
-                _ => Err(why.to_string()),
-            },
+        match topology::depth(&channel, queue).await {
+            Ok(messages) => Ok(Some(QueueDepth { name: queue.clone(), messages: messages.into() })),
+            Err(why) if topology::is_missing(&why) => Ok(None),
+            Err(why) => Err(why.to_string()),
         }
     }
 }

@@ -150,7 +150,7 @@ impl DeclareError {
 }
 
 /// The server's code and words, when it is what refused.
-pub(super) fn refusal(error: &lapin::Error) -> Option<(u16, String)> {
+fn refusal(error: &lapin::Error) -> Option<(u16, String)> {
     match error.kind() {
         ErrorKind::ProtocolError(error) => Some((error.get_id(), error.get_message().to_string())),
         _ => None,
@@ -210,8 +210,7 @@ pub(super) async fn differences(
     let queues = topology.queues.iter().map(|queue| (queue.name.clone(), topology.effect_arguments(server)));
     for (name, arguments) in queues.chain([dead_letters]) {
         let channel = open(connection).await?;
-        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let asked = channel.queue_declare(short(&name), passive, FieldTable::default()).await;
+        let asked = depth(&channel, &name).await;
         if is_there(&format!("queue {name}"), asked.map(drop), &mut differences)? {
             let unbound = Queue { name, bindings: Vec::new() };
             note(declare_durable(&channel, &unbound, arguments).await.map(drop), &mut differences)?;
@@ -220,10 +219,22 @@ pub(super) async fn differences(
     Ok(differences)
 }
 
+/// How many messages wait in a queue. Asking for one that is not there closes the channel.
+pub(super) async fn depth(channel: &Channel, queue: &Arc<str>) -> lapin::Result<u32> {
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let found = channel.queue_declare(short(queue), passive, FieldTable::default()).await?;
+    Ok(found.message_count())
+}
+
+/// Does the server say that there is no such thing?
+pub(super) fn is_missing(error: &lapin::Error) -> bool {
+    refusal(error).is_some_and(|(code, _)| code == NOT_FOUND)
+}
+
 fn is_there(what: &str, asked: Result<(), lapin::Error>, differences: &mut Vec<String>) -> Result<bool, DeclareError> {
     match asked {
         Ok(()) => Ok(true),
-        Err(error) if refusal(&error).is_some_and(|(code, _)| code == NOT_FOUND) => {
+        Err(error) if is_missing(&error) => {
             differences.push(format!("{what} is missing"));
             Ok(false)
         }
