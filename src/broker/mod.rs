@@ -112,6 +112,17 @@ pub enum Source {
     Ephemeral { stream: Arc<str>, filter: Arc<str> },
 }
 
+impl Source {
+    /// Whose it is.
+    pub fn broker(&self) -> Broker {
+        match self {
+            Self::Queue { .. } => Broker::Rabbitmq,
+            Self::Topics(_) => Broker::Kafka,
+            Self::WorkQueue { .. } | Self::Ephemeral { .. } => Broker::Nats,
+        }
+    }
+}
+
 /// A message received.
 #[derive(Clone, Debug)]
 pub struct Delivery {

@@ -3,6 +3,7 @@
 //! [`Store::commit`] is the only write. The rest is reading. Adapters share
 //! [`plan`], which decides what a batch of units does to what was found under lock.
 
+mod arrivals;
 mod owner;
 pub mod plan;
 pub mod postgres;
@@ -20,6 +21,7 @@ use async_trait::async_trait;
 use crate::domain::job::{Job, JobStatus, RunnerKind, TaccSystem};
 use crate::domain::{Broker, Channel, Event, Id, Timestamp};
 
+pub use arrivals::{Arrival, ArrivalQuery, Handled, Look, Missing};
 pub use owner::{Duty, Enrolment, Renewal};
 pub use prune::{Place, Prunable, PruneStep, Pruned};
 pub use unit::*;
@@ -288,6 +290,13 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<(Vec<BacklogRow>, Option<Timestamp>), StoreError>;
     /// Parked rows whose key has no head (a crash between two steps); wakes them.
     async fn wake_headless(&self, consumer: &str, now: Timestamp) -> Result<u64, StoreError>;
+
+    /// Which of these events a consumer should have got and has nothing of, in the order
+    /// of their ids.
+    async fn arrivals(&self, query: ArrivalQuery<'_>) -> Result<Vec<Arrival>, StoreError>;
+    /// How far a consumer has come: of the newest events below `before` that it has handled,
+    /// the last of each type and partition.
+    async fn last_handled(&self, consumer: &str, broker: Broker, before: Id) -> Result<Vec<Handled>, StoreError>;
 
     /// One row of a read model.
     async fn read_model(&self, model: &str, key: &str) -> Result<Option<serde_json::Value>, StoreError>;

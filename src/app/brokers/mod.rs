@@ -52,7 +52,7 @@ impl Brokers {
 
     /// Where a kind of source is read from.
     pub fn subscriber(&self, source: &Source) -> Arc<dyn Subscriber> {
-        let broker = broker_of(source);
+        let broker = source.broker();
         let embedded = || Some(self.embedded.as_ref()?.subscriber(broker));
         self.external.subscriber(broker).or_else(embedded).expect("a broker that is not external is embedded")
     }
@@ -85,12 +85,4 @@ impl Brokers {
 /// Embedded brokers share the fate of this process.
 async fn hold(_up: Latch) {
     std::future::pending().await
-}
-
-fn broker_of(source: &Source) -> Broker {
-    match source {
-        Source::Queue { .. } => Broker::Rabbitmq,
-        Source::Topics(_) => Broker::Kafka,
-        Source::WorkQueue { .. } | Source::Ephemeral { .. } => Broker::Nats,
-    }
 }

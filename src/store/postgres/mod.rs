@@ -3,6 +3,7 @@
 //! READ COMMITTED with row locks: heads are the jobs' locks, claims are inserted first
 //! (see [`commit`]). Every statement is static and takes lists as arrays.
 
+mod arrivals;
 mod audit;
 mod backlog;
 mod commit;
@@ -24,9 +25,9 @@ use sqlx::{ConnectOptions, Connection, Executor, PgConnection, Row};
 use tokio::time::timeout;
 
 use super::{
-    BacklogRow, BrokerEnd, ChannelState, Deliveries, Duty, Enrolment, EventFilter, JobFilter, JobSummary, LegRow,
-    LegState, Outcome, Page, PruneStep, Pruned, Renewal, ReplayLimit, SamplePoint, Store, StoreError, StoreFigures,
-    Unit,
+    Arrival, ArrivalQuery, BacklogRow, BrokerEnd, ChannelState, Deliveries, Duty, Enrolment, EventFilter, Handled,
+    JobFilter, JobSummary, LegRow, LegState, Outcome, Page, PruneStep, Pruned, Renewal, ReplayLimit, SamplePoint,
+    Store, StoreError, StoreFigures, Unit,
 };
 use crate::domain::factory::EventFactory;
 use crate::domain::job::{Job, RunnerKind};
@@ -411,6 +412,14 @@ impl Store for PostgresStore {
 
     async fn wake_headless(&self, consumer: &str, now: Timestamp) -> Result<u64, StoreError> {
         self.write(async |c| backlog::wake_headless(c, consumer, now).await).await
+    }
+
+    async fn arrivals(&self, query: ArrivalQuery<'_>) -> Result<Vec<Arrival>, StoreError> {
+        self.read(async |c| arrivals::find(c, query).await).await
+    }
+
+    async fn last_handled(&self, consumer: &str, broker: Broker, before: Id) -> Result<Vec<Handled>, StoreError> {
+        self.read(async |c| arrivals::last_handled(c, consumer, broker, before).await).await
     }
 
     async fn read_model(&self, model: &str, key: &str) -> Result<Option<serde_json::Value>, StoreError> {

@@ -3,6 +3,7 @@
 //! One writer connection (whoever commits holds it), one that checkpoints, a few that read. A
 //! second process is kept out by a lock file in the data directory (see `app`).
 
+mod arrivals;
 mod audit;
 mod backlog;
 mod checkpoint;
@@ -29,9 +30,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::plan::{Found, Needs, Plan, plan};
 use super::{
-    BacklogRow, BrokerEnd, ChannelState, Deliveries, Duty, Enrolment, EventFilter, JobFilter, JobSummary, LegRow,
-    LegState, Outcome, Page, PruneStep, Pruned, Renewal, ReplayLimit, SamplePoint, Store, StoreError, StoreFigures,
-    Unit,
+    Arrival, ArrivalQuery, BacklogRow, BrokerEnd, ChannelState, Deliveries, Duty, Enrolment, EventFilter, Handled,
+    JobFilter, JobSummary, LegRow, LegState, Outcome, Page, PruneStep, Pruned, Renewal, ReplayLimit, SamplePoint,
+    Store, StoreError, StoreFigures, Unit,
 };
 use crate::domain::factory::EventFactory;
 use crate::domain::job::{Job, RunnerKind};
@@ -430,6 +431,14 @@ impl Store for SqliteStore {
 
     async fn wake_headless(&self, consumer: &str, now: Timestamp) -> Result<u64, StoreError> {
         self.write(async |c| backlog::wake_headless(c, consumer, now).await).await
+    }
+
+    async fn arrivals(&self, query: ArrivalQuery<'_>) -> Result<Vec<Arrival>, StoreError> {
+        self.read(async |c| arrivals::find(c, query).await).await
+    }
+
+    async fn last_handled(&self, consumer: &str, broker: Broker, before: Id) -> Result<Vec<Handled>, StoreError> {
+        self.read(async |c| arrivals::last_handled(c, consumer, broker, before).await).await
     }
 
     async fn read_model(&self, model: &str, key: &str) -> Result<Option<serde_json::Value>, StoreError> {
