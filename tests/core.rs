@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use event_gateway::app::Core;
 use event_gateway::config::Config;
+use event_gateway::consumer::{audit, metrics, overdue};
 use event_gateway::domain::factory::Cause;
-use event_gateway::domain::job::JobStatus;
+use event_gateway::domain::job::{Job, JobCommand, JobStatus, submission_events};
 use event_gateway::domain::{Id, Principal, Role, Timestamp};
 use event_gateway::service::{ClaimRequest, Context, ServiceError, StatusReport, SubmitJob};
-use event_gateway::store::{EffectState, LegState};
+use event_gateway::store::{EffectState, JobWrite, LegMark, LegState, Outcome, Unit};
 use event_gateway::telemetry::Metrics;
 
 fn context(user: &str, key: Option<&str>) -> Context {
@@ -163,5 +164,68 @@ async fn a_failed_job_is_retried_on_time_until_its_retries_are_used() {
     let job = core.store.job(id).await.unwrap().unwrap();
     assert_eq!((job.status, job.retry_at, job.retry_count), (JobStatus::Failed, None, 1));
     settled(&core, id).await;
+    core.stop().await;
+}
+
+/// A job whose messages were all confirmed and then lost.
+async fn lost(core: &Core) -> Id {
+    let (request, raw) = external("lost");
+    let answer = core.service.submit(&context("ada", None), request, &raw).await.unwrap();
+    // One more like it, which only the store knows.
+    let job = core.store.job(job_id(&answer.body)).await.unwrap().unwrap();
+    let job = Job { id: Id::new(), ..job };
+    let cause = Cause::root();
+    let draft = |event| core.service.factory().job_event(&job, event, &cause, job.created_at).unwrap();
+    let drafts = submission_events(&job).iter().map(draft).collect();
+    let write = JobWrite { job_id: job.id, command: JobCommand::Submit(Box::new(job.clone())), cause, drafts };
+    let unit = Unit { jobs: vec![write], ..Unit::default() };
+    let events = match core.store.commit(Arc::new(vec![unit])).await.unwrap().pop() {
+        Some(Outcome::Committed { events, .. }) => events,
+        other => panic!("{other:?}"),
+    };
+    let mark = |position, broker, partition| LegMark {
+        position,
+        broker,
+        state: LegState::Done,
+        attempts: 1,
+        partition: Some(partition),
+        offset: None,
+        at: Timestamp::now(),
+        next_at: None,
+        error: None,
+        skip: None,
+    };
+    let marks = events.iter().flat_map(|event| event.event_type.brokers().iter().map(|b| mark(event.position, *b, 0)));
+    let unit = Unit { marks: marks.collect(), ..Unit::default() };
+    core.store.commit(Arc::new(vec![unit])).await.unwrap();
+    job.id
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn confirmed_messages_that_never_come_are_made_up_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config::defaults_in(dir.path(), &[("consumer.overdue_after", "1s")]).unwrap();
+    let core = Core::start(&config, Metrics::new()).await.unwrap();
+    let consumers = [audit::declaration().name, metrics::declaration().name];
+    for consumer in consumers {
+        while core.store.read_model(overdue::MODEL, consumer).await.unwrap().is_none() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    let lost = lost(&core).await;
+    // Others come to every partition of the topic.
+    let mut later = Vec::new();
+    for n in 0..100 {
+        let (request, raw) = external(&format!("d{n}"));
+        let answer = core.service.submit(&context("ada", None), request, &raw).await.unwrap();
+        later.push(job_id(&answer.body));
+    }
+    settled(&core, lost).await;
+    for id in later {
+        settled(&core, id).await;
+    }
+    for consumer in consumers {
+        assert_eq!(core.metrics.consumer(consumer).overdue.get(), 1, "{consumer}");
+    }
     core.stop().await;
 }

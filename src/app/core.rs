@@ -11,7 +11,7 @@ use super::brokers::Brokers;
 use crate::broker::embedded::EmbeddedError;
 use crate::broker::{Source, Subscriber, Subscription};
 use crate::config::Config;
-use crate::consumer::{self, ConsumerParts, Declaration, dead_letter, declaration, orchestrator};
+use crate::consumer::{self, ConsumerParts, Declaration, dead_letter, declaration, orchestrator, overdue};
 use crate::domain::Broker;
 use crate::domain::catalogue::Catalogue;
 use crate::domain::factory::EventFactory;
@@ -204,7 +204,7 @@ impl Core {
             metrics: metrics.clone(),
         };
         let mut consumers = Vec::new();
-        let mut owners = Vec::new();
+        let (mut owners, mut owed) = (Vec::new(), Vec::new());
         let retry_soon = Arc::default();
         let timer = orchestrator::Timer { service: service.clone(), retry_soon: Arc::clone(&retry_soon) };
         let with = consumer::Parts { service: service.clone(), factory, retry_soon };
@@ -214,13 +214,17 @@ impl Core {
             let subscriber = brokers.subscriber(&declaration.source);
             let tasks = consumer::spawn(handler, subscriber, &parts, &stop_consumers);
             consumers.extend(tasks.handles);
+            let (retry_soon, drained) = (tasks.retry_soon, tasks.drained);
             if matches!(declaration.source, Source::Queue { .. }) {
-                owners.push(dead_letter::Owner { declaration, retry_soon: tasks.retry_soon });
+                owners.push(dead_letter::Owner { declaration: declaration.clone(), retry_soon: retry_soon.clone() });
             }
+            owed.push(overdue::Owed { declaration, retry_soon, drained });
         }
         if let Some(source) = brokers.dead_letters() {
             consumers.push(dead_letter::spawn(source, owners, &parts, &stop_consumers));
         }
+        let overdue = overdue::Options { after: config.consumer.overdue_after, keep: config.retention.keep };
+        consumers.push(overdue::spawn(owed, overdue, &parts, &stop_consumers));
         consumers.push(crate::task::spawn("orchestrator-timer", timer.run(stop_consumers.child_token())));
         let keeper = super::housekeeping::Housekeeping {
             store: store.clone(),

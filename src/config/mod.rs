@@ -7,6 +7,7 @@ pub mod agents;
 mod auth;
 mod brokers;
 mod catalogue;
+mod consumer;
 mod data;
 mod example;
 mod http;
@@ -43,6 +44,7 @@ pub use auth::Auth;
 pub use brokers::{BrokerMode, Brokers};
 pub use bytesize::ByteSize;
 pub use catalogue::Catalogue;
+pub use consumer::Consumer;
 pub use data::Data;
 pub use example::{Shown, example};
 pub use http::Http;
@@ -106,6 +108,7 @@ sections! {
     registry: Registry,
     nats: Nats,
     relay: Relay,
+    consumer: Consumer,
     catalogue: Catalogue,
     auth: Auth,
     live: Live,
@@ -192,6 +195,12 @@ impl Config {
             "http.batch_body_limit",
             "is smaller than http.body_limit",
             "make it at least as large",
+        );
+        checks.require(
+            self.consumer.overdue_after < self.retention.keep,
+            "consumer.overdue_after",
+            "is not shorter than retention.keep: what is overdue would be deleted",
+            "make it shorter",
         );
         checks.require(
             self.intake.max_bytes >= self.http.batch_body_limit,

@@ -18,9 +18,9 @@ use crate::broker::dead_letters::{DeadLetter, DeadLetterInbound, DeadLetterSourc
 use crate::broker::{AckToken, Source};
 use crate::domain::Timestamp;
 use crate::domain::catalogue::EventType;
-use crate::domain::event::{Encoding, Headers};
+use crate::domain::event::Headers;
 use crate::service::committer::CommitError;
-use crate::store::{DeliveryClaim, Outcome, StoredMessage, Unit, Verdict};
+use crate::store::{DeliveryClaim, Outcome, Unit, Verdict};
 use crate::telemetry::facts::{DeadLettered, HandlerFailed};
 use crate::telemetry::metrics::FailureClass;
 
@@ -189,16 +189,12 @@ impl Drain {
         let mut claim = self.dead(declaration.name, key, ordered, letter, headers);
         if is_late(letter) {
             let error = format!("late: {}", history(letter));
-            claim.verdict = Verdict::Failed { error, attempts: 0, retry_at: Some(claim.at) };
             let stored = self.parts.store.event(headers.event_id).await.map_err(|error| Paused(error.to_string()))?;
             if let Some(event) = stored {
-                claim.message = Some(StoredMessage {
-                    headers: Some(Arc::new(event.headers())),
-                    encoding: Encoding::Json,
-                    body: event.payload.json.clone(),
-                    position: letter.delivery.position.to_string(),
-                });
+                let position = letter.delivery.position.to_string();
+                return Ok(super::redelivery(declaration, &event, error, position));
             }
+            claim.verdict = Verdict::Failed { error, attempts: 0, retry_at: Some(claim.at) };
         }
         Ok(claim)
     }

@@ -11,6 +11,7 @@ pub mod declaration;
 pub mod live;
 pub mod metrics;
 pub mod orchestrator;
+pub mod overdue;
 mod quarantine;
 mod runtime;
 mod sweeper;
@@ -26,11 +27,11 @@ use crate::domain::catalogue::{EventType, Order, PayloadError};
 use crate::domain::event::{Encoding, Headers};
 use crate::domain::factory::{Cause, EventFactory};
 use crate::domain::payload::Payload;
-use crate::domain::{EventDraft, Timestamp};
+use crate::domain::{Event, EventDraft, Timestamp};
 use crate::service::EventService;
-use crate::store::{Effect, JobWrite, StoredMessage};
+use crate::store::{DeliveryClaim, Effect, JobWrite, StoredMessage, Verdict};
 
-pub use runtime::{ConsumerParts, ConsumerTasks, spawn};
+pub use runtime::{ConsumerParts, ConsumerTasks, Drained, spawn};
 
 /// Every consumer that leaves effects.
 pub const ALL: [Consumer; 3] = [
@@ -68,6 +69,28 @@ fn as_it_came(delivery: &Delivery) -> StoredMessage {
         encoding: delivery.encoding,
         body: delivery.body.clone(),
         position: delivery.position.to_string(),
+    }
+}
+
+/// Hands an event to a consumer from the store: into its backlog, due at once, so that it is
+/// handled in key order like any retry. `position`: where its message was, for people.
+fn redelivery(declaration: &Declaration, event: &Event, why: String, position: String) -> DeliveryClaim {
+    let (headers, at) = (Arc::new(event.headers()), Timestamp::now());
+    DeliveryClaim {
+        consumer: declaration.name.into(),
+        event_id: event.event_id,
+        key: declaration.key(&event.event_type, &headers),
+        sequence: event.sequence,
+        ordered: declaration.orders(&event.event_type),
+        from_backlog: false,
+        verdict: Verdict::Failed { error: why, attempts: 0, retry_at: Some(at) },
+        message: Some(StoredMessage {
+            headers: Some(headers),
+            encoding: Encoding::Json,
+            body: event.payload.json.clone(),
+            position,
+        }),
+        at,
     }
 }
 

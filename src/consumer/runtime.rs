@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -25,6 +26,8 @@ const BATCH: usize = 256;
 const PREFETCH: usize = 1_024;
 /// Brokers are asked how far behind a consumer is no more often.
 const LAG_EVERY: Duration = Duration::from_secs(5);
+/// What they answer may be so old.
+const LAG_AGE_MS: i64 = 2_000;
 
 /// What consumers share.
 #[derive(Clone)]
@@ -40,6 +43,22 @@ pub struct ConsumerTasks {
     pub handles: Vec<JoinHandle<()>>,
     /// Somebody else put messages into its backlog: its retries look at the clock again.
     pub retry_soon: Arc<Notify>,
+    pub drained: Arc<Drained>,
+}
+
+/// When a consumer was last seen with nothing left to handle.
+#[derive(Debug, Default)]
+pub struct Drained(AtomicI64);
+
+impl Drained {
+    /// What its broker had for it by then is settled; long ago where it was never seen so.
+    pub fn last(&self) -> Timestamp {
+        Timestamp(self.0.load(Ordering::Relaxed))
+    }
+
+    fn note(&self, at: Timestamp) {
+        self.0.store(at.0, Ordering::Relaxed);
+    }
 }
 
 /// Starts a consumer: its reader and its retry sweeper. Both end after `stop`, when
@@ -55,7 +74,8 @@ pub fn spawn(
     let retry_soon = Arc::new(Notify::new());
     let processor = Processor { declaration, handler, parts: parts.clone(), metrics, retry_soon: retry_soon.clone() };
     let processor = Arc::new(processor);
-    let reader = Reader { processor: processor.clone(), subscriber };
+    let drained = Arc::new(Drained::default());
+    let reader = Reader { processor: processor.clone(), subscriber, drained: drained.clone() };
     let sweeper = Sweeper::new(processor);
     ConsumerTasks {
         handles: vec![
@@ -63,6 +83,7 @@ pub fn spawn(
             crate::task::spawn("consumer-sweeper", sweeper.run(stop.child_token())),
         ],
         retry_soon,
+        drained,
     }
 }
 
@@ -207,6 +228,7 @@ impl Processor {
 struct Reader {
     processor: Arc<Processor>,
     subscriber: Arc<dyn Subscriber>,
+    drained: Arc<Drained>,
 }
 
 impl Reader {
@@ -250,7 +272,11 @@ impl Reader {
             let batch = tokio::select! {
                 () = stop.cancelled() => return,
                 _ = lag.tick() => {
+                    let asked = Timestamp::now();
                     if let Some(lag) = inbound.lag().await {
+                        if lag == 0 {
+                            self.drained.note(asked.plus_ms(-LAG_AGE_MS));
+                        }
                         self.processor.metrics.lag_messages.set(i64::try_from(lag).unwrap_or(i64::MAX));
                     }
                     continue;

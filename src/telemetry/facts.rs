@@ -5,7 +5,7 @@ use std::fmt::Display;
 
 use super::metrics::{ConsumerMetrics, FailureClass, Metrics, PublishFailure, Resync};
 use crate::broker::PublishError;
-use crate::domain::{Broker, Id};
+use crate::domain::{Broker, Id, Timestamp};
 
 /// A broker did not confirm a message.
 pub struct PublishFailed<'a> {
@@ -80,6 +80,27 @@ impl<E: Display> DeadLettered<'_, E> {
         let event_id = event_id.as_ref().map(tracing::field::display);
         tracing::error!(consumer, key, event_id, attempts, %error, "dead letter; redrive it when the cause is gone");
         metrics.dead_letters.inc();
+    }
+}
+
+/// A broker confirmed a message that its consumer never got.
+pub struct Overdue<'a> {
+    pub consumer: &'a str,
+    pub event_id: Id,
+    pub event_type: &'a str,
+    pub broker: Broker,
+    pub confirmed_at: Timestamp,
+}
+
+impl Overdue<'_> {
+    pub fn record(&self, metrics: &ConsumerMetrics) {
+        let Self { consumer, event_id, event_type, broker, confirmed_at } = *self;
+        tracing::warn!(
+            consumer, %event_id, event_type, %broker, %confirmed_at,
+            "overdue: confirmed, but never came to its consumer (was a binding or a queue deleted?); \
+             handing it over from the store"
+        );
+        metrics.overdue.inc();
     }
 }
 

@@ -182,6 +182,8 @@ pub struct ConsumerMetrics {
     pub handler_errors: ByLabel<FailureClass, IntCounter>,
     /// Repeats that the inbox absorbed.
     pub inbox_hits: IntCounter,
+    /// Events handed over from the store because their message never came.
+    pub overdue: IntCounter,
     pub backlog_entries: ByLabel<BacklogState, IntGauge>,
     pub dead_letters: IntGauge,
     pub lag_messages: IntGauge,
@@ -228,6 +230,7 @@ struct ConsumerVecs {
     handler_seconds: HistogramVec,
     handler_errors: IntCounterVec,
     inbox_hits: IntCounterVec,
+    overdue: IntCounterVec,
     backlog_entries: IntGaugeVec,
     dead_letters: IntGaugeVec,
     lag_messages: IntGaugeVec,
@@ -263,6 +266,11 @@ impl Metrics {
                 &[CONSUMER, FailureClass::NAME],
             ),
             inbox_hits: build.counters("inbox_hits_total", "Repeats that the inbox absorbed.", &[CONSUMER]),
+            overdue: build.counters(
+                "overdue_total",
+                "Events handed over from the store because their message never came.",
+                &[CONSUMER],
+            ),
             backlog_entries: build.gauges(
                 "backlog_entries",
                 "Deliveries that wait for a retry or behind one.",
@@ -338,6 +346,7 @@ impl Metrics {
             handler_seconds: vecs.handler_seconds.with_label_values(own),
             handler_errors: ByLabel::new(|class| vecs.handler_errors.with_label_values(&[name, class])),
             inbox_hits: vecs.inbox_hits.with_label_values(own),
+            overdue: vecs.overdue.with_label_values(own),
             backlog_entries: ByLabel::new(|state| vecs.backlog_entries.with_label_values(&[name, state])),
             dead_letters: vecs.dead_letters.with_label_values(own),
             lag_messages: vecs.lag_messages.with_label_values(own),
@@ -439,6 +448,7 @@ mod tests {
             "handler_seconds_bucket{consumer=\"orchestrator\"",
             "handler_errors_total{class=\"permanent\",consumer=\"orchestrator\"}",
             "inbox_hits_total{consumer=\"orchestrator\"} 1",
+            "overdue_total{consumer=\"orchestrator\"} 0",
             "backlog_entries{consumer=\"orchestrator\",state=\"parked\"}",
             "dead_letters{consumer=\"orchestrator\"}",
             "consumer_lag_messages{consumer=\"orchestrator\"}",

@@ -1,5 +1,6 @@
 //! The contract of the store port: one suite, run on every adapter.
 
+mod arrivals;
 #[path = "../support/environment.rs"]
 mod environment;
 mod fixture;
@@ -53,6 +54,13 @@ macro_rules! contract {
             answers_and_minutes_go_by_age,
             epochs_count_up_per_instance,
             a_lease_that_is_renewed_goes_on,
+        );
+        promises!(
+            $open, arrivals:
+            what_has_not_arrived_is_found,
+            what_was_overtaken_is_handed_over_and_what_lags_is_not,
+            a_leg_that_was_open_for_long_is_not_forgotten,
+            history_is_not_owed_to_a_new_consumer,
         );
     };
 }
