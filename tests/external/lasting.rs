@@ -6,8 +6,9 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use event_gateway::consumer::declarations;
 use event_gateway::domain::Id;
-use lapin::options::{ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Connection, ConnectionProperties};
 use nix::sys::signal::Signal;
@@ -73,6 +74,17 @@ fn log(gateway: &Gateway, time: Duration) -> String {
 
 /// Plays a log that is longer than `lasting` by half a minute; `fault` returns what ends it.
 fn survives<End: FnOnce()>(more: &[&str], lasting: Duration, named: Option<&str>, fault: impl FnOnce(&World) -> End) {
+    survives_and(more, lasting, named, fault, |_| {});
+}
+
+/// As [`survives`]; `check` looks at the gateway afterwards.
+fn survives_and<End: FnOnce()>(
+    more: &[&str],
+    lasting: Duration,
+    named: Option<&str>,
+    fault: impl FnOnce(&World) -> End,
+    check: impl FnOnce(&Gateway),
+) {
     let Some(world) = world() else { return };
     let _healed = Healed;
     let gateway = Gateway::start(&[&world.settings()[..], more].concat());
@@ -89,9 +101,32 @@ fn survives<End: FnOnce()>(more: &[&str], lasting: Duration, named: Option<&str>
     is_clean(&playing.report());
     until(&gateway, &[]);
     brokers_have_what_the_ledger_says(&gateway, &world);
+    consumers_have_everything(&world);
+    check(&gateway);
     let peak = gateway.peak_memory();
     assert!(peak < MEMORY_MIB, "{peak} MiB");
     assert!(gateway.stop().success());
+}
+
+/// Each has handled each event that it handles, once.
+fn consumers_have_everything(world: &World) {
+    for consumer in declarations() {
+        let types: Vec<String> = consumer.consumes.iter().map(|(name, _)| format!("'{name}'")).collect();
+        let missing = format!(
+            "SELECT count(*) FROM events AS e WHERE event_type IN ({}) AND NOT EXISTS \
+               (SELECT 1 FROM inbox AS i WHERE i.consumer = '{}' AND i.event_id = e.event_id)",
+            types.join(", "),
+            consumer.name
+        );
+        let deadline = std::time::Instant::now() + MINUTE;
+        while psql(&world.database, &missing) != "0" {
+            assert!(std::time::Instant::now() < deadline, "{} misses events", consumer.name);
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+    let audited = "SELECT count(*) - (SELECT count(*) FROM inbox WHERE consumer = 'audit') FROM audit_log \
+         WHERE audit_type = 'audit.job.lifecycle'";
+    assert_eq!(psql(&world.database, audited), "0");
 }
 
 fn killed(nodes: &'static [&'static str]) -> impl FnOnce() {
@@ -235,6 +270,37 @@ fn an_exchange_is_deleted_under_load() {
         }
         || {}
     });
+}
+
+/// What other queues of the exchange take is confirmed all the same.
+#[test]
+#[ignore = "deletes bindings and a queue: make test-faults"]
+fn a_binding_and_a_queue_are_deleted_under_load() {
+    let fault = |world: &World| {
+        for _ in 0..5 {
+            rabbitmq(world, async |channel| {
+                let [queue, exchange, key]: [ShortString; 3] =
+                    ["job-events-audit", "job.events", "job.#"].map(Into::into);
+                channel.queue_unbind(queue, exchange, key, FieldTable::default()).await
+            });
+            std::thread::sleep(Duration::from_secs(2));
+        }
+        rabbitmq(world, async |channel| {
+            channel.queue_delete("job-events-api".into(), QueueDeleteOptions::default()).await
+        });
+        || {}
+    };
+    survives_and(&["consumer.overdue_after=5s"], Duration::ZERO, None, fault, |gateway| {
+        let metrics = scraped(gateway);
+        let overdue = |line: &&str| line.starts_with("event_gateway_overdue_total{consumer=\"audit\"}");
+        let line = metrics.lines().find(overdue).unwrap_or_else(|| panic!("{metrics}"));
+        assert!(!line.ends_with(" 0"), "nothing was lost: {line}");
+    });
+}
+
+fn scraped(gateway: &Gateway) -> String {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { reqwest::get(format!("{}/metrics", gateway.url())).await.unwrap().text().await.unwrap() })
 }
 
 /// The queues of single instances go with them.
