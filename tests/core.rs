@@ -207,11 +207,14 @@ async fn confirmed_messages_that_never_come_are_made_up_for() {
     let config = Config::defaults_in(dir.path(), &[("consumer.overdue_after", "1s")]).unwrap();
     let core = Core::start(&config, Metrics::new()).await.unwrap();
     let consumers = [audit::declaration().name, metrics::declaration().name];
-    for consumer in consumers {
-        while core.store.read_model(overdue::MODEL, consumer).await.unwrap().is_none() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+    let begun = async {
+        for consumer in consumers {
+            while core.store.read_model(overdue::MODEL, consumer).await.unwrap().is_none() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
         }
-    }
+    };
+    tokio::time::timeout(Duration::from_secs(20), begun).await.expect("the search begins");
     let lost = lost(&core).await;
     // Others come to every partition of the topic.
     let mut later = Vec::new();

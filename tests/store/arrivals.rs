@@ -202,10 +202,15 @@ pub async fn history_is_not_owed_to_a_new_consumer(opened: &Opened) {
     let history = confirmed(opened, ago(60)).await;
     let handled = confirmed(opened, ago(50)).await;
     let search = Search::start(opened);
-    while search.after().await.is_none() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let first = search.after().await.unwrap();
+    let begun = async {
+        loop {
+            match search.after().await {
+                Some(after) => break after,
+                None => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    let first = tokio::time::timeout(Duration::from_secs(30), begun).await.expect("it begins");
     assert!(first.parse::<Id>().unwrap() >= Timestamp(handled.event_id.timestamp_ms().unwrap() as i64).first_id());
     commit(opened, vec![delivery(AUDIT, &handled, Verdict::Done)]).await;
     // It has been through everything up to here.
