@@ -100,7 +100,9 @@ class RabbitMq(Component):
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODENAME": f"{node}@localhost",
             "RABBITMQ_DIST_PORT": str(self.distribution[self.index(node)]),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            # Three nodes on one machine: idle schedulers must not spin.
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS":
+                "-kernel inet_dist_use_interface {127,0,0,1} +sbwt none +sbwtdcpu none +sbwtdio none",
             "RABBITMQ_CONFIG_FILE": str(self.directory / f"{node}.conf"),
             "RABBITMQ_CONF_ENV_FILE": str(self.directory / "none"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.directory / "plugins"),
