@@ -8,6 +8,7 @@
 
 mod accept;
 mod bare;
+#[path = "../shared/beside.rs"]
 mod beside;
 mod http;
 mod live;
