@@ -10,7 +10,7 @@ use crate::{Plan, bare};
 
 /// The knee: as many requests in flight as keep the P99 of the 201 below this.
 const P99_MS: f64 = 100.0;
-const CONCURRENCY: [usize; 6] = [64, 128, 256, 384, 512, 768];
+const CONCURRENCY: [usize; 7] = [64, 128, 192, 256, 384, 512, 768];
 /// A backlog that drains no faster than this is reported as it is then.
 const DRAIN: Duration = Duration::from_secs(180);
 

@@ -166,16 +166,16 @@ struct Schedule {
 }
 
 impl Schedule {
-    /// Waits for the next turn; from when its latency counts. A turn that came while the
-    /// request before was in flight counts from when it was due.
-    async fn turn(&mut self) -> Instant {
+    /// Waits for the next turn before `end`; from when its latency counts. A turn that came
+    /// while the request before was in flight counts from when it was due.
+    async fn turn(&mut self, end: Instant) -> Option<Instant> {
         let due = self.next;
         self.next += self.every;
         if due <= Instant::now() {
-            return due;
+            return Some(due);
         }
-        tokio::time::sleep_until(due.into()).await;
-        Instant::now()
+        tokio::time::sleep_until(due.min(end).into()).await;
+        (due < end).then(Instant::now)
     }
 }
 
@@ -196,12 +196,10 @@ impl Submitter {
     async fn run(mut self, mut schedule: Option<Schedule>) -> Tally {
         loop {
             let began = match &mut schedule {
-                Some(schedule) => schedule.turn().await,
-                None => Instant::now(),
+                Some(schedule) => schedule.turn(self.end).await,
+                None => Some(Instant::now()),
             };
-            if Instant::now() >= self.end {
-                return self.tally;
-            }
+            let Some(began) = began.filter(|_| Instant::now() < self.end) else { return self.tally };
             let request = &self.requests[self.next % self.requests.len()];
             self.next += self.step;
             let (status, body) = self.connection.exchange(request).await;
