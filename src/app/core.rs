@@ -161,6 +161,7 @@ impl Core {
             lanes: config.relay.lanes,
             lane_capacity: config.relay.lane_capacity,
             window: config.relay.window,
+            spacing: config.relay.spacing,
         };
         let relay = Relay::new(&Broker::ALL, options, metrics.clone());
         let (committer, committer_task) = Committer::spawn(

@@ -8,7 +8,7 @@ settings! {
         /// Memory of all requests that wait to be committed. Full: 503 with Retry-After.
         max_bytes: ByteSize = "64MiB",
         /// Rows gathered into one commit.
-        batch_rows: usize = "1024",
+        batch_rows: usize = "2048",
     }
 }
 

@@ -55,6 +55,11 @@ impl Keys {
         self.held
     }
 
+    /// Events that can go out now.
+    pub fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
     /// Takes an event in, in commit order.
     pub fn add(&mut self, waiting: Waiting) {
         if let Some(key) = waiting.key() {

@@ -12,6 +12,7 @@ use super::RelayOptions;
 use super::inbox::LaneInbox;
 use super::keys::{Keys, Waiting};
 use super::lease::Lease;
+use super::pace::{Pace, Pressure};
 use crate::broker::{Outgoing, Position, PublishError, Publisher};
 use crate::domain::backoff::retry_delay_ms;
 use crate::domain::event::SkipReason;
@@ -46,6 +47,7 @@ pub(super) struct LaneParts {
     pub marks: Arc<dyn Marks>,
     pub metrics: Arc<Metrics>,
     pub lease: watch::Receiver<Lease>,
+    pub pressure: Pressure,
     pub options: RelayOptions,
 }
 
@@ -66,6 +68,7 @@ pub(super) struct Lane {
     marks: Vec<LegMark>,
     ends: Vec<BrokerEnd>,
     down: Option<Down>,
+    pace: Pace,
 }
 
 struct Down {
@@ -84,7 +87,10 @@ const OVERLOOKED_MS: i64 = 5_000;
 impl Lane {
     pub fn new(parts: LaneParts) -> Self {
         let lease = *parts.lease.borrow();
+        // Embedded brokers take a message as cheaply as many.
+        let spacing = if parts.publisher.confirms_are_durable() { parts.options.spacing } else { Duration::ZERO };
         Self {
+            pace: Pace::new(parts.pressure.clone(), parts.options.window, spacing),
             parts,
             keys: Keys::default(),
             owner: lease.owner,
@@ -105,12 +111,15 @@ impl Lane {
         while !stop.is_cancelled() {
             self.follow_lease();
             self.take_in().await;
-            if self.may_publish() {
-                let window = self.keys.window(self.parts.options.window, Instant::now());
+            let started = Instant::now();
+            if self.may_publish(started) {
+                let window = self.keys.window(self.pace.window(), started);
                 let window = self.whose_turn_it_is(window).await;
                 if !window.is_empty() {
                     self.publish(window).await;
+                    let took = started.elapsed();
                     self.flush_marks(&stop).await;
+                    self.pace.ended(started, took);
                     continue;
                 }
             }
@@ -119,8 +128,15 @@ impl Lane {
         self.flush_marks(&stop).await;
     }
 
-    fn may_publish(&self) -> bool {
-        self.parts.lease.borrow().held() && self.down.as_ref().is_none_or(|down| down.until <= Instant::now())
+    fn may_publish(&self, now: Instant) -> bool {
+        self.parts.lease.borrow().held()
+            && self.down.as_ref().is_none_or(|down| down.until <= now)
+            && self.paced() <= now
+    }
+
+    /// When the next window may go.
+    fn paced(&self) -> Instant {
+        self.pace.due(self.keys.ready())
     }
 
     /// Starts over when legs have come to this instance, or have gone from it.
@@ -196,12 +212,15 @@ impl Lane {
             // Nothing is due before the lease is renewed.
             _ if !self.parts.lease.borrow().held() => None,
             Some(down) => Some(down.until),
+            None if self.keys.ready() > 0 => Some(self.paced()),
             None => self.keys.next_retry(),
         };
+        // What arrives meanwhile goes with the window that is due.
+        let paced = self.down.is_none() && self.keys.ready() > 0;
         let until = due.map_or(self.look_again, |due| due.min(self.look_again));
         tokio::select! {
             () = stop.cancelled() => {}
-            () = self.parts.inbox.arrived(), if self.down.is_none() => {}
+            () = self.parts.inbox.arrived(), if self.down.is_none() && !paced => {}
             () = changed(&mut self.parts.lease) => {}
             () = tokio::time::sleep_until(until) => {}
         }

@@ -13,8 +13,10 @@ mod inbox;
 mod keys;
 mod lane;
 mod lease;
+mod pace;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -27,10 +29,15 @@ use crate::store::plan::{BUCKETS, bucket};
 use crate::telemetry::Metrics;
 use inbox::LaneInbox;
 use lane::Lane;
+use pace::Pressure;
 
 /// Gets every committed event, in commit order, right after its COMMIT. Must not block.
 pub trait Handoff: Send + Sync + 'static {
     fn committed(&self, events: &[Arc<Event>]);
+
+    /// How long that request had to wait that waited longest for the last COMMIT; zero when
+    /// none did.
+    fn waited(&self, longest: Duration);
 }
 
 /// How the relay works.
@@ -42,11 +49,14 @@ pub struct RelayOptions {
     pub lane_capacity: usize,
     /// The most messages published, confirmed and marked together.
     pub window: usize,
+    /// The least time between two windows of a lane that are not full.
+    pub spacing: Duration,
 }
 
 /// Takes what was committed. Cheap to share.
 pub struct Relay {
     brokers: Vec<(Broker, Vec<Arc<LaneInbox>>)>,
+    pressure: Pressure,
     metrics: Arc<Metrics>,
 }
 
@@ -63,7 +73,7 @@ impl Relay {
             .iter()
             .map(|broker| (*broker, (0..lanes).map(|_| LaneInbox::new(options.lane_capacity)).collect()))
             .collect();
-        Arc::new(Self { brokers, metrics })
+        Arc::new(Self { brokers, pressure: Pressure::default(), metrics })
     }
 
     /// Starts every lane: first what the store still owes, then what is handed over.
@@ -92,6 +102,7 @@ impl Relay {
                     marks: marks.clone(),
                     metrics: self.metrics.clone(),
                     lease: lease.clone(),
+                    pressure: self.pressure.clone(),
                     options,
                 });
                 handles.push(crate::task::spawn("relay-lane", lane.run(stop.child_token())));
@@ -122,5 +133,9 @@ impl Handoff for Relay {
                 inboxes.iter().for_each(|inbox| inbox.wake());
             }
         }
+    }
+
+    fn waited(&self, longest: Duration) {
+        self.pressure.set(longest);
     }
 }

@@ -1,8 +1,12 @@
 //! Group commit: one task gathers the units that arrive while the previous COMMIT is in
 //! flight and commits them together. Everyone is answered after that COMMIT.
+//!
+//! Where the store takes two at a time, what makes no events (marks of legs, plain effects) is
+//! committed beside: nobody's order depends on it, and requests do not wait for it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -59,6 +63,8 @@ impl From<&StoreError> for CommitError {
 struct Waiting {
     unit: Unit,
     weight: usize,
+    /// When a request handed it in; `None` for the background's.
+    asked: Option<Instant>,
     answer: oneshot::Sender<Result<Outcome, CommitError>>,
     /// Gives the bytes back when the unit is answered.
     _bytes: OwnedSemaphorePermit,
@@ -69,6 +75,8 @@ struct Waiting {
 pub struct Committer {
     accepts: mpsc::UnboundedSender<Waiting>,
     background: mpsc::UnboundedSender<Waiting>,
+    /// For background units that make no events.
+    beside: mpsc::UnboundedSender<Waiting>,
     /// One permit is 64 bytes; this, not the channels, is what bounds the intake.
     accept_bytes: Arc<Semaphore>,
     background_bytes: Arc<Semaphore>,
@@ -88,26 +96,44 @@ impl Committer {
     ) -> (Self, JoinHandle<()>) {
         let (accepts, accept_queue) = mpsc::unbounded_channel();
         let (background, background_queue) = mpsc::unbounded_channel();
+        let (beside, beside_queue) = match store.commits_in_parallel() {
+            true => {
+                let (beside, queue) = mpsc::unbounded_channel();
+                (beside, Some(queue))
+            }
+            false => (background.clone(), None),
+        };
         let permits = (options.max_bytes / PERMIT_BYTES).clamp(1, Semaphore::MAX_PERMITS);
         let committer = Self {
             accepts,
             background,
+            beside,
             accept_bytes: Arc::new(Semaphore::new(permits)),
             background_bytes: Arc::new(Semaphore::new(permits)),
             closing: CancellationToken::new(),
             metrics: metrics.clone(),
         };
-        let task = Task {
-            store,
-            handoff,
+        let writer = Writer { store, handoff, metrics };
+        let (_, no_accepts) = mpsc::unbounded_channel();
+        let task = |accepts, background, takes_accepts| Task {
+            writer: writer.clone(),
+            takes_accepts,
             batch_rows: options.batch_rows,
-            metrics,
-            accepts: Source::new(accept_queue),
-            background: Source::new(background_queue),
+            accepts: Source::new(accepts),
+            background: Source::new(background),
             closing: committer.closing.clone(),
         };
+        let first = task(accept_queue, background_queue, true);
+        let second = beside_queue.map(|queue| task(no_accepts, queue, false));
         // Owner: app, which joins the handle at shutdown.
-        let handle = crate::task::spawn("committer", task.run());
+        let handle = crate::task::spawn("committer", async move {
+            let beside = async {
+                if let Some(second) = second {
+                    second.run().await;
+                }
+            };
+            tokio::join!(first.run(), beside);
+        });
         (committer, handle)
     }
 
@@ -130,7 +156,10 @@ impl Committer {
             TryAcquireError::NoPermits => CommitError::Overloaded,
         })?;
         self.metrics.intake_queue_bytes.add(i64::from(permits) * PERMIT_BYTES as i64);
-        let result = Self::enqueue(&self.accepts, unit, bytes).await;
+        let result = match Self::send(&self.accepts, unit, Some(Instant::now()), bytes) {
+            Ok(answer) => answer.await.unwrap_or(Err(CommitError::Stopping)),
+            Err(error) => Err(error),
+        };
         self.metrics.intake_queue_bytes.sub(i64::from(permits) * PERMIT_BYTES as i64);
         result
     }
@@ -143,16 +172,26 @@ impl Committer {
             .acquire_many_owned(Self::permits(&unit))
             .await
             .map_err(|_| CommitError::Stopping)?;
-        Self::enqueue(&self.background, unit, bytes).await
+        let queue = self.queue_of(std::slice::from_ref(&unit));
+        Self::send(queue, unit, None, bytes)?.await.unwrap_or(Err(CommitError::Stopping))
+    }
+
+    /// Units that belong together go the same way: it is their order that counts.
+    fn queue_of(&self, units: &[Unit]) -> &mpsc::UnboundedSender<Waiting> {
+        match units.iter().all(|unit| unit.jobs.is_empty() && unit.events.is_empty()) {
+            true => &self.beside,
+            false => &self.background,
+        }
     }
 
     /// Several background units, in order, in as few COMMITs as possible; one result each.
     pub async fn background_all(&self, units: Vec<Unit>) -> Vec<Result<Outcome, CommitError>> {
         let mut answers = Vec::with_capacity(units.len());
+        let queue = self.queue_of(&units);
         for unit in units {
             let bytes = self.background_bytes.clone().acquire_many_owned(Self::permits(&unit)).await;
             answers.push(match bytes {
-                Ok(bytes) => Self::send(&self.background, unit, bytes),
+                Ok(bytes) => Self::send(queue, unit, None, bytes),
                 Err(_) => Err(CommitError::Stopping),
             });
         }
@@ -169,20 +208,13 @@ impl Committer {
     fn send(
         queue: &mpsc::UnboundedSender<Waiting>,
         unit: Unit,
+        asked: Option<Instant>,
         bytes: OwnedSemaphorePermit,
     ) -> Result<oneshot::Receiver<Result<Outcome, CommitError>>, CommitError> {
         let (answer, answered) = oneshot::channel();
         let weight = unit.weight();
-        queue.send(Waiting { unit, weight, answer, _bytes: bytes }).map_err(|_| CommitError::Stopping)?;
+        queue.send(Waiting { unit, weight, asked, answer, _bytes: bytes }).map_err(|_| CommitError::Stopping)?;
         Ok(answered)
-    }
-
-    async fn enqueue(
-        queue: &mpsc::UnboundedSender<Waiting>,
-        unit: Unit,
-        bytes: OwnedSemaphorePermit,
-    ) -> Result<Outcome, CommitError> {
-        Self::send(queue, unit, bytes)?.await.unwrap_or(Err(CommitError::Stopping))
     }
 }
 
@@ -243,10 +275,9 @@ impl Source {
 }
 
 struct Task {
-    store: Arc<dyn Store>,
-    handoff: Arc<dyn Handoff>,
+    writer: Writer,
+    takes_accepts: bool,
     batch_rows: usize,
-    metrics: Arc<Metrics>,
     accepts: Source,
     background: Source,
     closing: CancellationToken,
@@ -271,10 +302,23 @@ impl Task {
             self.accepts.take(&mut batch, &mut used, self.batch_rows * 2 / 3);
             self.background.take(&mut batch, &mut used, self.batch_rows);
             self.accepts.take(&mut batch, &mut used, self.batch_rows);
-            self.commit(batch).await;
+            let asked = batch.iter().filter_map(|waiting| waiting.asked).min();
+            self.writer.commit(batch).await;
+            if self.takes_accepts {
+                self.writer.handoff.waited(asked.map_or(Duration::ZERO, |asked| asked.elapsed()));
+            }
         }
     }
+}
 
+#[derive(Clone)]
+struct Writer {
+    store: Arc<dyn Store>,
+    handoff: Arc<dyn Handoff>,
+    metrics: Arc<Metrics>,
+}
+
+impl Writer {
     async fn commit(&self, batch: Vec<Waiting>) {
         // Those who no longer wait (their connection is gone) are committed all the same:
         // their retry is answered from the idempotency key.

@@ -203,6 +203,11 @@ pub trait Store: Send + Sync + 'static {
     /// Nothing was written, except for [`StoreError::OutcomeUnknown`].
     async fn commit(&self, units: Arc<Vec<Unit>>) -> Result<Vec<Outcome>, StoreError>;
 
+    /// Whether a second commit at the same time is worth it: it does not wait for the first.
+    fn commits_in_parallel(&self) -> bool {
+        false
+    }
+
     /// Begins this start of `instance`, one epoch after the last. What is committed from now
     /// on belongs to its owner, whose lease is renewed within `lease`.
     async fn enroll(&self, instance: &str, lease: Duration) -> Result<Enrolment, StoreError>;

@@ -108,6 +108,7 @@ struct NoRelay;
 
 impl Handoff for NoRelay {
     fn committed(&self, _: &[Arc<Event>]) {}
+    fn waited(&self, _: Duration) {}
 }
 
 impl<'o> Search<'o> {

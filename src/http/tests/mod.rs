@@ -48,6 +48,7 @@ struct Nowhere;
 
 impl Handoff for Nowhere {
     fn committed(&self, _: &[Arc<Event>]) {}
+    fn waited(&self, _: Duration) {}
 }
 
 /// The datasets below one directory.

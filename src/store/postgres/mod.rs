@@ -41,7 +41,7 @@ use owners::Enrolled;
 pub struct PostgresOptions {
     /// Connections that only read.
     pub readers: u32,
-    /// Connections that write. Commits come one at a time; maintenance takes another.
+    /// Connections that write. Commits come two at a time; maintenance takes another.
     pub writers: u32,
     /// A read that takes longer is given up.
     pub read_timeout: Duration,
@@ -222,6 +222,10 @@ fn event_filter_has_nul(filter: &EventFilter) -> bool {
 impl Store for PostgresStore {
     async fn commit(&self, units: Arc<Vec<Unit>>) -> Result<Vec<Outcome>, StoreError> {
         commit::commit(&self.writers, &self.factory, self.owner()?, &units).await
+    }
+
+    fn commits_in_parallel(&self) -> bool {
+        true
     }
 
     async fn enroll(&self, instance: &str, lease: Duration) -> Result<Enrolment, StoreError> {

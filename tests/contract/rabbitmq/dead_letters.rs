@@ -52,6 +52,7 @@ struct NoRelay;
 
 impl Handoff for NoRelay {
     fn committed(&self, _: &[Arc<Event>]) {}
+    fn waited(&self, _: Duration) {}
 }
 
 /// A store with what writes to it, and the consumers of a fixture.

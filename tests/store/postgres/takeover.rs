@@ -24,7 +24,7 @@ use super::Schema;
 use crate::fixture::{command, factory, job, submit};
 
 const LEASE: Duration = Duration::from_secs(2);
-const OPTIONS: RelayOptions = RelayOptions { lanes: 2, lane_capacity: 64, window: 16 };
+const OPTIONS: RelayOptions = RelayOptions { lanes: 2, lane_capacity: 64, window: 16, spacing: Duration::ZERO };
 
 /// The brokers, and the file they keep.
 struct Brokers {
