@@ -163,6 +163,11 @@ impl Window {
         self.awaited -= 1;
     }
 
+    /// Time was up before anybody was heard.
+    fn is_unanswered(&self) -> bool {
+        self.awaited > 0 && self.outcomes.iter().all(|outcome| !matches!(outcome, Some(Ok(_))))
+    }
+
     /// Nothing more will be heard.
     fn end(mut self, lost: Option<String>, limit: std::time::Duration) -> Vec<Outcome> {
         // Where others are confirmed, those that are not fail alone: the lane goes on.
@@ -221,6 +226,10 @@ impl Publisher for NatsPublisher {
             lost => lost,
         };
         self.inboxes.lock().push(inbox);
+        if lost.is_none() && window.is_unanswered() {
+            // A network that carries too little is no lost connection.
+            self.shared.recheck.notify_one();
+        }
         window.end(lost, limit)
     }
 }
@@ -257,6 +266,7 @@ mod tests {
     fn when_nothing_is_confirmed_the_broker_is_down() {
         let mut silent = window(2);
         silent.answered(0, Err("no stream listens".into()));
+        assert!(silent.is_unanswered());
         for outcome in silent.end(None, LIMIT) {
             assert!(matches!(outcome, Err(PublishError::Down(_))), "{outcome:?}");
         }
