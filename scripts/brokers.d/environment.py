@@ -28,6 +28,7 @@ def for_tests(settings):
         "EVENT_GATEWAY_TEST_RABBITMQ_TLS": RabbitMq(settings).secured_urls(),
         "EVENT_GATEWAY_TEST_CERTIFICATES": str(Certificates(settings).directory),
         "EVENT_GATEWAY_TEST_KAFKA_LIBS": str(kafka.libraries(settings)),
+        "EVENT_GATEWAY_TEST_KAFKA_PROXIED": ",".join(kafka.Kafka(settings).ways()),
     }
 
 

@@ -20,6 +20,9 @@ LOGGING = """Configuration:
     Root: { level: WARN, AppenderRef: [ { ref: STDOUT } ] }
 """
 CONTROLLER_PORT = 19093
+# A proxy of the tests stands in front of the second, at the first, which brokers name to its clients.
+PROXY_PORT = 23092
+PROXIED_PORT = 23095
 
 
 def programs(settings):
@@ -40,6 +43,8 @@ class Kafka(Component):
         self.programs = programs(settings)
         self.libraries = libraries(settings)
         self.controllers = [CONTROLLER_PORT + 2 * node + settings.shift for node in range(3)]
+        self.proxies = settings.private_ports(PROXY_PORT)
+        self.proxied = settings.private_ports(PROXIED_PORT)
 
     def install(self):
         install.java(self.settings)
@@ -75,15 +80,22 @@ class Kafka(Component):
         self.processes[node].launch(server, cwd=self.directory)
 
     def own_properties(self, node, data):
-        port, controller = self.port(node), self.controllers[self.index(node)]
+        index = self.index(node)
+        port, controller = self.port(node), self.controllers[index]
+        proxy, proxied = self.proxies[index], self.proxied[index]
         voters = ",".join(f"{n + 1}@127.0.0.1:{p}" for n, p in enumerate(self.controllers))
         return (f"node.id={self.number(node)}\n"
                 f"controller.quorum.voters={voters}\n"
-                f"listeners=CLIENT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n"
-                f"advertised.listeners=CLIENT://127.0.0.1:{port}\n"
-                "listener.security.protocol.map=CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT\n"
+                f"listeners=CLIENT://127.0.0.1:{port},PROXIED://127.0.0.1:{proxied},"
+                f"CONTROLLER://127.0.0.1:{controller}\n"
+                f"advertised.listeners=CLIENT://127.0.0.1:{port},PROXIED://127.0.0.1:{proxy}\n"
+                "listener.security.protocol.map=CLIENT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT\n"
                 "inter.broker.listener.name=CLIENT\n"
                 f"log.dirs={data}\n")
+
+    def ways(self):
+        """For each node, where a proxy has to stand, and in front of what."""
+        return [f"127.0.0.1:{proxy}=127.0.0.1:{proxied}" for proxy, proxied in zip(self.proxies, self.proxied)]
 
     def port(self, node):
         return self.settings.ports("KAFKA{}_PORT")[self.index(node)]

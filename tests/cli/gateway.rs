@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -9,35 +10,42 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::program::{Ended, Program};
+use crate::program::{Ended, Program, THIS_VERSION};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
 pub struct Gateway {
     pub program: Program,
     pub address: SocketAddr,
+    /// What serves; clients are of this version.
+    pub binary: PathBuf,
     child: Child,
 }
 
 impl Gateway {
     /// Starts in an empty directory, in development mode.
     pub fn start(settings: &[&str]) -> Self {
+        Self::start_as(Path::new(THIS_VERSION), settings)
+    }
+
+    /// As [`Gateway::start`], of another build.
+    pub fn start_as(binary: &Path, settings: &[&str]) -> Self {
         let program = Program::new();
-        let (child, address) = serve(&program, "127.0.0.1:0", settings);
-        Self { program, address, child }
+        let (child, address) = serve(&program, binary, "127.0.0.1:0", settings);
+        Self { program, address, binary: binary.to_owned(), child }
     }
 
     /// Kills it (SIGKILL) and starts it again on the same data and port.
     pub fn kill_and_restart(&mut self, settings: &[&str]) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        (self.child, self.address) = serve(&self.program, &self.address.to_string(), settings);
+        (self.child, self.address) = serve(&self.program, &self.binary, &self.address.to_string(), settings);
     }
 
     /// Ends it (SIGTERM) and starts it again on the same data and port.
     pub fn restart(&mut self, settings: &[&str]) {
         assert!(self.halt().success());
-        (self.child, self.address) = serve(&self.program, &self.address.to_string(), settings);
+        (self.child, self.address) = serve(&self.program, &self.binary, &self.address.to_string(), settings);
     }
 
     /// E.g. SIGSTOP.
@@ -88,10 +96,11 @@ impl Drop for Gateway {
     }
 }
 
-fn serve(program: &Program, listen: &str, settings: &[&str]) -> (Child, SocketAddr) {
+fn serve(program: &Program, binary: &Path, listen: &str, settings: &[&str]) -> (Child, SocketAddr) {
     let mut arguments = vec!["serve", "--listen", listen];
     arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
-    let mut child = program.command(&arguments).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut child =
+        program.command_of(binary, &arguments).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     let log = BufReader::new(child.stderr.take().unwrap());
     let (said, address) = mpsc::channel();
     // Ends with the child's standard error, which it must keep reading.

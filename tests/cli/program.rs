@@ -3,6 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+/// The build that is tested.
+pub const THIS_VERSION: &str = env!("CARGO_BIN_EXE_event-gateway");
+
 pub struct Program {
     dir: tempfile::TempDir,
 }
@@ -37,7 +40,12 @@ impl Program {
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_event-gateway"));
+        self.command_of(Path::new(THIS_VERSION), arguments)
+    }
+
+    /// As [`Program::command`], of another build.
+    pub fn command_of(&self, binary: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(binary);
         command.args(arguments).current_dir(self.dir()).env_clear();
         command
     }

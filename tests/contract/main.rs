@@ -7,5 +7,8 @@ mod environment;
 mod fixture;
 mod kafka;
 mod nats;
+#[path = "../support/proxy.rs"]
+#[expect(dead_code, reason = "the tests of the whole gateway use the rest of it")]
+mod proxy;
 mod rabbitmq;
 mod suite;

@@ -15,6 +15,8 @@ mod faults;
 mod instances;
 mod lasting;
 mod play;
+#[path = "../support/proxy.rs"]
+mod proxy;
 mod readiness;
 mod reconcile;
 mod topology;

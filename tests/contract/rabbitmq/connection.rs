@@ -5,9 +5,9 @@ use std::time::Duration;
 use event_gateway::broker::rabbitmq::RabbitMq;
 use event_gateway::broker::{PublishError, Publisher};
 
-use super::proxy::{Mode, Proxy};
 use super::{Fresh, servers};
 use crate::fixture::{Fixture, consume, outgoing, publish, receive, sequences, subscribe, try_publish, within};
+use crate::proxy::{Mode, Proxy};
 
 async fn until_up(rabbitmq: &RabbitMq) {
     within(rabbitmq.health().wait_for(|health| health.up)).await.unwrap();
@@ -65,7 +65,7 @@ async fn a_silent_node_is_left_for_another() {
     let publisher = fixture.publisher();
     publish(&*publisher, &[outgoing(&fixture, "alpha", 1)]).await;
 
-    proxy.set(Mode::Frozen);
+    proxy.set(Mode::Silent);
     other.set(Mode::Open);
     let started = tokio::time::Instant::now();
     let error = try_publish(&*publisher, &[outgoing(&fixture, "alpha", 2)]).await.remove(0).unwrap_err();

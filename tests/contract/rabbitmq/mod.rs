@@ -6,7 +6,6 @@ mod connection;
 mod dead_letters;
 mod faults;
 mod load;
-mod proxy;
 mod publishing;
 mod secured;
 mod topology;

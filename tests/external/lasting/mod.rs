@@ -3,7 +3,11 @@
 //! After each: every job ended, every leg is done, no screen missed anything, the brokers have
 //! what the ledger says, in order, and readiness has named the fault and forgotten it.
 
+mod disk;
+mod network;
+
 use std::fmt::Write as _;
+use std::path::Path;
 use std::time::Duration;
 
 use event_gateway::consumer::declarations;
@@ -13,9 +17,10 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Connection, ConnectionProperties};
 use nix::sys::signal::Signal;
 
-use crate::environment::given;
+use crate::environment::{given, variable};
 use crate::gateway::Gateway;
 use crate::play::{Playing, is_clean, psql};
+use crate::program::THIS_VERSION;
 use crate::readiness::until;
 use crate::reconcile::{AGENT, brokers_have_what_the_ledger_says};
 use crate::world::{World, address, brokers};
@@ -34,6 +39,8 @@ const IMPATIENT: [&str; 5] = [
 /// Jobs a second while a fault lasts, and how many make sure that there is load.
 const RATE: u64 = 10;
 const SOME: usize = 50;
+/// Of two gateways on one world.
+const NAMES: [&str; 2] = ["first", "second"];
 /// Far below what a gateway that keeps everything in memory would need.
 const MEMORY_MIB: u64 = 600;
 
@@ -72,36 +79,26 @@ fn log(gateway: &Gateway, time: Duration) -> String {
     gateway.program.file("lasting.swf", &text).to_str().unwrap().to_owned()
 }
 
-/// Plays a log that is longer than `lasting` by half a minute; `fault` returns what ends it.
-fn survives<End: FnOnce()>(more: &[&str], lasting: Duration, named: Option<&str>, fault: impl FnOnce(&World) -> End) {
-    survives_and(more, lasting, named, fault, |_| {});
-}
-
-/// As [`survives`]; `check` looks at the gateway afterwards.
-fn survives_and<End: FnOnce()>(
+/// Plays a log of this length to an agent; `fault` happens and ends meanwhile. Then all is well, and `check`
+/// looks at the gateway.
+fn outlives(
+    world: &World,
+    agent: &str,
     more: &[&str],
-    lasting: Duration,
-    named: Option<&str>,
-    fault: impl FnOnce(&World) -> End,
+    length: Duration,
+    fault: impl FnOnce(&Gateway),
     check: impl FnOnce(&Gateway),
 ) {
-    let Some(world) = world() else { return };
     let _healed = Healed;
-    let gateway = Gateway::start(&[&world.settings()[..], more].concat());
+    let gateway = started(THIS_VERSION, &[&world.settings()[..], more].concat());
     until(&gateway, &[]);
-    let log = log(&gateway, lasting + Duration::from_secs(30));
-    let playing = Playing::start(&gateway, &log, "external", "1");
+    let playing = Playing::start(&gateway, &log(&gateway, length), agent, "1");
     playing.wait_for(&gateway, SOME);
-    let end = fault(&world);
-    if let Some(name) = named {
-        until(&gateway, &[name]);
-    }
-    std::thread::sleep(lasting);
-    end();
+    fault(&gateway);
     is_clean(&playing.report());
     until(&gateway, &[]);
-    brokers_have_what_the_ledger_says(&gateway, &world);
-    consumers_have_everything(&world);
+    brokers_have_what_the_ledger_says(&gateway, world);
+    consumers_have_everything(world);
     check(&gateway);
     let peak = gateway.peak_memory();
     assert!(peak < MEMORY_MIB, "{peak} MiB");
@@ -127,6 +124,31 @@ fn consumers_have_everything(world: &World) {
     let audited = "SELECT count(*) - (SELECT count(*) FROM inbox WHERE consumer = 'audit') FROM audit_log \
          WHERE audit_type = 'audit.job.lifecycle'";
     assert_eq!(psql(&world.database, audited), "0");
+}
+
+/// Plays a log that is longer than `lasting` by half a minute; `fault` returns what ends it.
+fn survives<End: FnOnce()>(more: &[&str], lasting: Duration, named: Option<&str>, fault: impl FnOnce(&World) -> End) {
+    survives_and(more, lasting, named, fault, |_| {});
+}
+
+/// As [`survives`]; `check` looks at the gateway afterwards.
+fn survives_and<End: FnOnce()>(
+    more: &[&str],
+    lasting: Duration,
+    named: Option<&str>,
+    fault: impl FnOnce(&World) -> End,
+    check: impl FnOnce(&Gateway),
+) {
+    let Some(world) = world() else { return };
+    let meanwhile = |gateway: &Gateway| {
+        let end = fault(&world);
+        if let Some(name) = named {
+            until(gateway, &[name]);
+        }
+        std::thread::sleep(lasting);
+        end();
+    };
+    outlives(&world, "external", more, lasting + Duration::from_secs(30), meanwhile, check);
 }
 
 fn killed(nodes: &'static [&'static str]) -> impl FnOnce() {
@@ -343,16 +365,17 @@ fn postgresql_is_read_only() {
     });
 }
 
-/// Two gateways on this world; both know the agent `Cluster`, whose commands go through JetStream.
-fn two(world: &World) -> [Gateway; 2] {
-    ["first", "second"].map(|name| {
-        let id = format!("instance.id={name}");
-        let settings = [&world.settings()[..], &[&id]].concat();
-        let mut gateway = Gateway::start(&settings);
-        gateway.program.file("config/agents.toml", AGENT);
-        gateway.restart(&settings);
-        gateway
-    })
+/// A gateway that knows the agent `Cluster`, too, whose commands go through JetStream.
+fn started(binary: &str, settings: &[&str]) -> Gateway {
+    let mut gateway = Gateway::start_as(Path::new(binary), settings);
+    gateway.program.file("config/agents.toml", AGENT);
+    gateway.restart(settings);
+    gateway
+}
+
+/// Two gateways of a version on this world.
+fn two(binary: &str, world: &World) -> [Gateway; 2] {
+    NAMES.map(|name| started(binary, &[&world.settings()[..], &[&format!("instance.id={name}")]].concat()))
 }
 
 fn submit(gateway: &Gateway) -> Id {
@@ -381,7 +404,7 @@ fn published(gateway: &Gateway, job: Id) {
 fn is_taken_over(signal: Signal) -> Option<(World, [Gateway; 2])> {
     let world = world()?;
     let _healed = Healed;
-    let gateways = two(&world);
+    let gateways = two(THIS_VERSION, &world);
     let [first, second] = &gateways;
     until(first, &[]);
     // What the first accepts now it cannot publish.
@@ -412,11 +435,7 @@ fn a_frozen_gateway_is_taken_over_and_does_no_harm_when_it_wakes() {
 }
 
 /// Each has users and a cluster of its own; both are stopped and started again, one by one.
-#[test]
-#[ignore = "long: make test-faults"]
-fn a_rolling_restart_under_load() {
-    let Some(world) = world() else { return };
-    let mut gateways = two(&world);
+fn are_rolled(world: &World, mut gateways: [Gateway; 2]) {
     let agents = ["external", "Cluster"];
     let playing: Vec<Playing> = (gateways.iter().zip(agents))
         .map(|(gateway, agent)| Playing::start(gateway, &log(gateway, MINUTE), agent, "1"))
@@ -424,10 +443,27 @@ fn a_rolling_restart_under_load() {
     for (gateway, playing) in gateways.iter().zip(&playing) {
         playing.wait_for(gateway, SOME);
     }
-    for (gateway, name) in gateways.iter_mut().zip(["first", "second"]) {
+    for (gateway, name) in gateways.iter_mut().zip(NAMES) {
+        gateway.binary = THIS_VERSION.into();
         gateway.restart(&[&world.settings()[..], &[&format!("instance.id={name}")]].concat());
         until(gateway, &[]);
     }
     playing.into_iter().for_each(|playing| is_clean(&playing.report()));
-    brokers_have_what_the_ledger_says(&gateways[0], &world);
+    brokers_have_what_the_ledger_says(&gateways[0], world);
+}
+
+#[test]
+#[ignore = "long: make test-faults"]
+fn a_rolling_restart_under_load() {
+    let Some(world) = world() else { return };
+    are_rolled(&world, two(THIS_VERSION, &world));
+}
+
+/// From an earlier build, which `EVENT_GATEWAY_TEST_PREVIOUS` names, to this one.
+#[test]
+#[ignore = "long: make test-faults"]
+fn a_rolling_upgrade_under_load() {
+    let Some(world) = world() else { return };
+    let Some(previous) = variable("EVENT_GATEWAY_TEST_PREVIOUS") else { return };
+    are_rolled(&world, two(&previous, &world));
 }

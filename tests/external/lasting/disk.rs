@@ -1,0 +1,153 @@
+//! PostgreSQL's disk is full: the database is on a small one of its own.
+
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use event_gateway::domain::Id;
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::{FROZEN, outlives, world};
+use crate::gateway::Gateway;
+use crate::play::psql;
+use crate::world::World;
+
+/// Far more than the test writes; memory is taken only while it is full.
+const SIZE: &str = "256m";
+
+/// A file system of a fixed size that a database can be on.
+struct Disk {
+    directory: TempDir,
+    tablespace: String,
+}
+
+impl Disk {
+    /// `None`, with the reason printed, for whoever may not mount.
+    fn mount() -> Option<Self> {
+        let directory = tempfile::tempdir().unwrap();
+        // Only root may mount, and scripts/brokers then runs the server as this user.
+        let options = format!("size={SIZE},uid=postgres,mode=0755");
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(directory.path()).output();
+        let why = match mounted {
+            Ok(output) if output.status.success() => {
+                let tablespace = format!("small{}", Id::new().to_string().replace('-', ""));
+                psql("postgres", &format!("CREATE TABLESPACE {tablespace} LOCATION '{}'", directory.path().display()));
+                return Some(Self { directory, tablespace });
+            }
+            Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+            Err(error) => error.to_string(),
+        };
+        eprintln!("SKIPPED: no small disk can be mounted: {why}");
+        None
+    }
+
+    /// Puts a world's database here; nobody may be connected to it.
+    fn carry(&self, world: &World) {
+        psql("postgres", &format!("ALTER DATABASE {} SET TABLESPACE {}", world.database, self.tablespace));
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.directory.path().join("ballast")
+    }
+
+    /// Leaves not one page.
+    fn fill(&self) {
+        let mut ballast = File::create(self.ballast()).unwrap();
+        let full = loop {
+            if let Err(error) = ballast.write_all(&[0; 4096]) {
+                break error;
+            }
+        };
+        assert_eq!(full.kind(), ErrorKind::StorageFull, "{full}");
+    }
+
+    fn make_room(&self) {
+        std::fs::remove_file(self.ballast()).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // The world has dropped its database. The server may keep deleted files open: lazily.
+        std::panic::catch_unwind(|| psql("postgres", &format!("DROP TABLESPACE {}", self.tablespace))).ok();
+        Command::new("umount").arg("--lazy").arg(self.directory.path()).status().ok();
+    }
+}
+
+/// A user of the API, who submits one job after the other.
+struct User {
+    runtime: tokio::runtime::Runtime,
+    http: reqwest::Client,
+    jobs: String,
+    token: String,
+}
+
+impl User {
+    fn of(gateway: &Gateway) -> Self {
+        let issued = gateway.run(&["token", "issue", "--user", "ada", "--role", "user"]);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let jobs = format!("{}/api/v1/jobs", gateway.url());
+        Self { runtime, http: reqwest::Client::new(), jobs, token: issued.stdout.trim().to_owned() }
+    }
+
+    fn call(&self, request: reqwest::RequestBuilder) -> (StatusCode, Value) {
+        self.runtime.block_on(async {
+            let answer = request.bearer_auth(&self.token).send().await.unwrap();
+            (answer.status(), answer.json().await.unwrap())
+        })
+    }
+
+    fn submit(&self) -> (StatusCode, Value) {
+        self.call(self.http.post(&self.jobs).json(&json!({ "agent": "external", "dataset_id": "d" })))
+    }
+
+    fn read(&self, job: &str) -> (StatusCode, Value) {
+        self.call(self.http.get(format!("{}/{job}", self.jobs)))
+    }
+
+    /// Submits for so long, counted from the first refusal, and every refusal says that a repeat
+    /// is safe. What was accepted.
+    fn is_refused_for(&self, time: Duration) -> Vec<String> {
+        let mut accepted = Vec::new();
+        let mut end = None;
+        // Pages that have room take some more.
+        let limit = Instant::now() + Duration::from_secs(60);
+        while end.is_none_or(|end| Instant::now() < end) {
+            assert!(Instant::now() < limit, "nothing is refused");
+            let (status, body) = self.submit();
+            if status == StatusCode::CREATED {
+                accepted.push(body["id"].as_str().unwrap().to_owned());
+            } else {
+                assert_eq!((status.as_u16(), &body["retry_safe"]), (503, &json!(true)), "{body:#}");
+                end = end.or(Some(Instant::now() + time));
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        accepted
+    }
+}
+
+/// What is answered meanwhile is 201 or a 503 that may be repeated; it recovers by itself.
+#[test]
+#[ignore = "fills a disk: make test-faults"]
+fn postgresql_has_a_full_disk() {
+    let Some(disk) = Disk::mount() else { return };
+    let Some(world) = world() else { return };
+    disk.carry(&world);
+    let meanwhile = |gateway: &Gateway| {
+        let user = User::of(gateway);
+        disk.fill();
+        let accepted = user.is_refused_for(FROZEN);
+        disk.make_room();
+        for job in &accepted {
+            let (status, body) = user.read(job);
+            assert_eq!(status, StatusCode::OK, "{job} was accepted: {body:#}");
+        }
+    };
+    outlives(&world, "external", &[], FROZEN + Duration::from_secs(30), meanwhile, |_| {});
+}
