@@ -2,12 +2,14 @@
 
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream};
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, header};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use url::form_urlencoded;
 use utoipa::ToSchema;
@@ -274,20 +276,42 @@ pub fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
     Err(Problem::new(Kind::UnsupportedMediaType, "send JSON with the header Content-Type: application/json"))
 }
 
+/// So much more of a body that is too large is read, for so long: a connection that closes with
+/// bytes unread is reset, and the answer may be lost with it.
+const DRAINED: usize = 8 << 20;
+const DRAINING: Duration = Duration::from_secs(2);
+
 async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Problem> {
     let too_large = || Problem::new(Kind::BodyTooLarge, format!("the limit is {limit} bytes; send less at once"));
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|length| length > limit as u64) {
+    if announced.is_some_and(|length| length > (limit + DRAINED) as u64) {
         return Err(too_large());
     }
-    axum::body::to_bytes(body, limit).await.map_err(|error| {
-        let error = error.into_inner();
-        if error.is::<http_body_util::LengthLimitError>() {
-            too_large()
-        } else {
-            Problem::new(Kind::Malformed, "the body broke off before its end")
+    let mut data = body.into_data_stream();
+    let mut read = BytesMut::new();
+    while let Some(part) = data.next().await {
+        let part = part.map_err(|_| Problem::new(Kind::Malformed, "the body broke off before its end"))?;
+        if read.len() + part.len() > limit {
+            drain(data).await;
+            return Err(too_large());
         }
-    })
+        read.extend_from_slice(&part);
+    }
+    Ok(read.freeze())
+}
+
+async fn drain(mut data: BodyDataStream) {
+    let mut left = DRAINED;
+    let draining = async {
+        while let Some(Ok(part)) = data.next().await {
+            left = left.saturating_sub(part.len());
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    // Whoever sends slowly has heard enough.
+    let _ = tokio::time::timeout(DRAINING, draining).await;
 }
 
 #[cfg(test)]

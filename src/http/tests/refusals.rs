@@ -1,6 +1,9 @@
 //! Bad input: each is answered with a clear problem, and nothing is written.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use axum::http::{Method, StatusCode};
+use futures_util::{Stream, StreamExt};
 use serde_json::json;
 
 use super::*;
@@ -139,7 +142,9 @@ async fn oversized_bodies_announced_or_not() {
     // Refused while it is read.
     let chunks: Vec<Result<Bytes, std::io::Error>> =
         large.as_bytes().chunks(4096).map(|c| Ok(Bytes::copy_from_slice(c))).collect();
-    post(Body::from_stream(futures_util::stream::iter(chunks))).send().await.problem(413, "body-too-large");
+    let (rest, read) = counted(chunks);
+    post(Body::from_stream(rest)).send().await.problem(413, "body-too-large");
+    assert_eq!(read.load(Ordering::Relaxed), large.len(), "an answer is lost with a connection that has bytes unread");
 
     let params = json!({ "x": "y".repeat(600_000) });
     let body = json!({ "agent": "external", "dataset_id": "d", "params": params });
@@ -532,4 +537,16 @@ async fn a_closed_store_is_not_the_callers_fault() {
     let problem = gateway.post("/api/v1/jobs", external_job()).send().await.problem(503, "store-unavailable");
     assert_eq!(problem["retry_safe"], true);
     gateway.get("/api/v1/jobs").send().await.problem(503, "store-unavailable");
+}
+
+/// The chunks, and how many of their bytes were taken.
+fn counted(
+    chunks: Vec<Result<Bytes, std::io::Error>>,
+) -> (impl Stream<Item = Result<Bytes, std::io::Error>> + Send, Arc<AtomicUsize>) {
+    let read = Arc::new(AtomicUsize::new(0));
+    let count = read.clone();
+    let stream = futures_util::stream::iter(chunks).inspect(move |chunk| {
+        count.fetch_add(chunk.as_ref().map_or(0, Bytes::len), Ordering::Relaxed);
+    });
+    (stream, read)
 }
