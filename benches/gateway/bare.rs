@@ -46,7 +46,7 @@ pub async fn run(batch: usize, users: usize) -> Figures {
         .expect("the same file");
     let jobs: Vec<(Job, Vec<Event>)> =
         (0..JOBS).map(|n| numbered(rows::submission(&factory, n, users), n, users)).collect();
-    let (cpu, start) = (crate::own_cpu_seconds(), Instant::now());
+    let (cpu, start) = (crate::beside::own_cpu_seconds(), Instant::now());
     let mut written = 0;
     for batch in jobs.chunks(batch.max(1)) {
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.expect("nobody else writes");
@@ -58,7 +58,7 @@ pub async fn run(batch: usize, users: usize) -> Figures {
         }
     }
     let seconds = start.elapsed().as_secs_f64();
-    Figures { rate: written as f64 / seconds, cpu: (crate::own_cpu_seconds() - cpu) / written as f64 * 1e6 }
+    Figures { rate: written as f64 / seconds, cpu: (crate::beside::own_cpu_seconds() - cpu) / written as f64 * 1e6 }
 }
 
 /// Positions, sequences and offsets as the store would give them.

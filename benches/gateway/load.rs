@@ -98,7 +98,7 @@ async fn generate(load: &Load) -> Report {
     for _ in 0..load.connections {
         connections.push(Connection::open(&load.address).await);
     }
-    let cpu = crate::own_cpu_seconds();
+    let cpu = crate::beside::own_cpu_seconds();
     let start = Instant::now();
     let counted_from = start + load.warm_up;
     let end = counted_from + load.duration;
@@ -146,7 +146,7 @@ async fn generate(load: &Load) -> Report {
         screen_p99: ms(&screen.latencies, 0.99),
         screen_max: ms(&screen.latencies, 1.0),
         tail_seconds: screen.last.map_or(0.0, |last| last.saturating_duration_since(last_answer).as_secs_f64()),
-        cpu_seconds: crate::own_cpu_seconds() - cpu,
+        cpu_seconds: crate::beside::own_cpu_seconds() - cpu,
     }
 }
 

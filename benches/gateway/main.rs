@@ -119,13 +119,6 @@ async fn filled(plan: &Plan, jobs: usize) -> tempfile::TempDir {
     dir
 }
 
-/// User and system time of this process.
-pub fn own_cpu_seconds() -> f64 {
-    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).expect("own usage");
-    let of = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
-    of(usage.user_time()) + of(usage.system_time())
-}
-
 fn raise_file_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");

@@ -89,7 +89,7 @@ pub fn main(work: &str) {
 async fn all(work: Work) -> Done {
     let tokens = tokens("bench-worker", work.workers, Role::Worker);
     let address: Rc<str> = work.address.into();
-    let cpu = crate::own_cpu_seconds();
+    let cpu = crate::beside::own_cpu_seconds();
     let end = Instant::now() + work.duration;
     let workers: Vec<_> =
         tokens.into_iter().map(|token| tokio::task::spawn_local(one(address.clone(), token, end))).collect();
@@ -103,7 +103,7 @@ async fn all(work: Work) -> Done {
         latencies.add(own).expect("the same bounds");
     }
     let ms = |quantile| latencies.value_at_quantile(quantile) as f64 / 1e3;
-    Done { p50: ms(0.5), p99: ms(0.99), cpu_seconds: crate::own_cpu_seconds() - cpu, ..sum }
+    Done { p50: ms(0.5), p99: ms(0.99), cpu_seconds: crate::beside::own_cpu_seconds() - cpu, ..sum }
 }
 
 async fn one(address: Rc<str>, token: String, end: Instant) -> (Done, Histogram<u64>) {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-use crate::beside::Beside;
+use crate::beside::{Beside, own_cpu_seconds};
 use crate::kafka::Kafka;
 use crate::nats::Nats;
 use crate::rabbitmq::RabbitMq;
@@ -167,13 +167,6 @@ async fn together(plan: &Plan, a: &impl Pair, b: &impl Pair, c: &impl Pair) {
         },
     )
     .await;
-}
-
-/// User and system time of this process.
-fn own_cpu_seconds() -> f64 {
-    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).expect("own usage");
-    let of = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
-    of(usage.user_time()) + of(usage.system_time())
 }
 
 fn variable(broker: &str) -> String {

@@ -1,4 +1,5 @@
-//! What runs beside the gateway and takes its share of the processors: brokers, a database.
+//! The CPU that is used: by this process, and by what runs beside the gateway and takes its share of the
+//! processors (brokers, a database).
 
 use procfs::process::{Stat, all_processes};
 
@@ -34,4 +35,11 @@ impl Beside {
         let used = self.cpu_seconds().into_iter().zip(before).map(|(after, before)| (after - before) / jobs * 1e6);
         self.0.iter().zip(used).map(|((name, _), micros)| format!(", {name} {micros:.0} us")).collect()
     }
+}
+
+/// User and system time of this process.
+pub fn own_cpu_seconds() -> f64 {
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).expect("own usage");
+    let of = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    of(usage.user_time()) + of(usage.system_time())
 }

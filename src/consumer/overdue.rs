@@ -118,7 +118,7 @@ impl Search {
                 }
             }
             if !behind {
-                pause(round, &stop).await;
+                stop.run_until_cancelled(tokio::time::sleep(round)).await;
             }
         }
     }
@@ -196,7 +196,7 @@ impl Search {
                 return Ok(true);
             }
             // Half of the time is the others'.
-            pause(asked.elapsed(), stop).await;
+            stop.run_until_cancelled(tokio::time::sleep(asked.elapsed())).await;
         }
     }
 
@@ -306,13 +306,6 @@ impl Passed {
     fn overtook(&self, missing: &Missing) -> bool {
         let handled = self.handled.get(&self.log(&missing.event_type, missing.partition));
         [self.drained.as_ref(), handled].into_iter().flatten().any(|until| missing.at < *until)
-    }
-}
-
-async fn pause(time: Duration, stop: &CancellationToken) {
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = tokio::time::sleep(time) => {}
     }
 }
 

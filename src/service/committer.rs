@@ -156,10 +156,7 @@ impl Committer {
             TryAcquireError::NoPermits => CommitError::Overloaded,
         })?;
         self.metrics.intake_queue_bytes.add(i64::from(permits) * PERMIT_BYTES as i64);
-        let result = match Self::send(&self.accepts, unit, Some(Instant::now()), bytes) {
-            Ok(answer) => answer.await.unwrap_or(Err(CommitError::Stopping)),
-            Err(error) => Err(error),
-        };
+        let result = Self::enqueue(&self.accepts, unit, Some(Instant::now()), bytes).await;
         self.metrics.intake_queue_bytes.sub(i64::from(permits) * PERMIT_BYTES as i64);
         result
     }
@@ -173,7 +170,7 @@ impl Committer {
             .await
             .map_err(|_| CommitError::Stopping)?;
         let queue = self.queue_of(std::slice::from_ref(&unit));
-        Self::send(queue, unit, None, bytes)?.await.unwrap_or(Err(CommitError::Stopping))
+        Self::enqueue(queue, unit, None, bytes).await
     }
 
     /// Units that belong together go the same way: it is their order that counts.
@@ -215,6 +212,15 @@ impl Committer {
         let weight = unit.weight();
         queue.send(Waiting { unit, weight, asked, answer, _bytes: bytes }).map_err(|_| CommitError::Stopping)?;
         Ok(answered)
+    }
+
+    async fn enqueue(
+        queue: &mpsc::UnboundedSender<Waiting>,
+        unit: Unit,
+        asked: Option<Instant>,
+        bytes: OwnedSemaphorePermit,
+    ) -> Result<Outcome, CommitError> {
+        Self::send(queue, unit, asked, bytes)?.await.unwrap_or(Err(CommitError::Stopping))
     }
 }
 

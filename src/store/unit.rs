@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::StoreError;
 use crate::domain::event::{Encoding, Headers};
 use crate::domain::factory::Cause;
 use crate::domain::job::{Job, JobCommand, JobRefusal};
@@ -194,6 +195,11 @@ impl LegState {
             3 => Self::Dead,
             _ => return None,
         })
+    }
+
+    /// As [`LegState::from_code`], of a row that the store has written.
+    pub(super) fn stored(code: i64) -> Result<Self, StoreError> {
+        Self::from_code(code).ok_or_else(|| StoreError::Corrupt(format!("leg state {code}")))
     }
 }
 

@@ -165,13 +165,17 @@ impl Window {
 
     /// Time was up before anybody was heard.
     fn is_unanswered(&self) -> bool {
-        self.awaited > 0 && self.outcomes.iter().all(|outcome| !matches!(outcome, Some(Ok(_))))
+        self.awaited > 0 && !self.has_confirms()
+    }
+
+    fn has_confirms(&self) -> bool {
+        self.outcomes.iter().any(|outcome| matches!(outcome, Some(Ok(_))))
     }
 
     /// Nothing more will be heard.
     fn end(mut self, lost: Option<String>, limit: std::time::Duration) -> Vec<Outcome> {
         // Where others are confirmed, those that are not fail alone: the lane goes on.
-        let others = self.outcomes.iter().any(|outcome| matches!(outcome, Some(Ok(_))));
+        let others = self.has_confirms();
         for (index, why) in std::mem::take(&mut self.unconfirmed) {
             self.outcomes[index] =
                 Some(Err(if others { PublishError::Transient(why) } else { PublishError::Down(why) }));

@@ -43,8 +43,7 @@ fn read(row: &PgRow) -> Result<Arrival, StoreError> {
     let missing = match state {
         Some(state) if !row.try_get::<bool, _>("taken")? => Some(Missing {
             event_type: read_text(row, "event_type")?,
-            state: LegState::from_code(i64::from(state))
-                .ok_or_else(|| StoreError::Corrupt(format!("leg state {state}")))?,
+            state: LegState::stored(i64::from(state))?,
             at: read_time(row, "at")?,
             partition: row.try_get("partition")?,
         }),

@@ -324,7 +324,7 @@ pub(super) fn read_leg(row: &PgRow) -> Result<LegRow, StoreError> {
     Ok(LegRow {
         position: row.try_get("leg_position")?,
         broker: read_broker(row)?,
-        state: LegState::from_code(state).ok_or_else(|| StoreError::Corrupt(format!("leg state {state}")))?,
+        state: LegState::stored(state)?,
         attempts: read_u32(row, "attempts")?,
         partition: row.try_get("partition")?,
         offset: row.try_get("offset")?,

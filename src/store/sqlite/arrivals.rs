@@ -46,7 +46,7 @@ fn read(row: &SqliteRow) -> Result<Arrival, StoreError> {
     let missing = match state {
         Some(state) if !row.try_get::<bool, _>("taken")? => Some(Missing {
             event_type: row.try_get::<String, _>("event_type")?.into(),
-            state: LegState::from_code(state).ok_or_else(|| StoreError::Corrupt(format!("leg state {state}")))?,
+            state: LegState::stored(state)?,
             at: Timestamp(row.try_get("at")?),
             partition: row.try_get("partition")?,
         }),

@@ -220,7 +220,7 @@ pub(super) fn read_leg(row: &sqlx::sqlite::SqliteRow) -> Result<LegRow, StoreErr
     Ok(LegRow {
         position: row.try_get("leg_position")?,
         broker: read_broker(row)?,
-        state: LegState::from_code(state).ok_or_else(|| StoreError::Corrupt(format!("leg state {state}")))?,
+        state: LegState::stored(state)?,
         attempts: row.try_get("attempts")?,
         partition: row.try_get("partition")?,
         offset: row.try_get("offset")?,
