@@ -62,15 +62,17 @@ impl Sample {
 
     /// The headers' names, with the broker's prefix, and texts; made once by a bare client.
     pub fn headers(&self, prefix: &str) -> Vec<(String, String)> {
-        let envelope = self.event.headers();
-        attributes(&envelope).map(|(name, text)| (format!("{prefix}{}", name.name()), text.into_owned())).collect()
+        headers(&self.event, prefix)
     }
 
     pub fn json(&self) -> bytes::Bytes {
         self.event.payload.json.clone()
     }
 
-    pub fn avro(&self) -> bytes::Bytes {
-        self.event_type.encode_record(&self.event).expect("a record of the type")
-    }
+}
+
+/// The headers' names, with the broker's prefix, and texts.
+pub fn headers(event: &Event, prefix: &str) -> Vec<(String, String)> {
+    let envelope = event.headers();
+    attributes(&envelope).map(|(name, text)| (format!("{prefix}{}", name.name()), text.into_owned())).collect()
 }

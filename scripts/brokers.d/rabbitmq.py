@@ -100,7 +100,9 @@ class RabbitMq(Component):
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODENAME": f"{node}@localhost",
             "RABBITMQ_DIST_PORT": str(self.distribution[self.index(node)]),
-            # Three nodes on one machine: idle schedulers must not spin.
+            # Three nodes on one machine: schedulers must not be bound to the same processors, nor
+            # spin when idle.
+            "RABBITMQ_SCHEDULER_BIND_TYPE": "u",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS":
                 "-kernel inet_dist_use_interface {127,0,0,1} +sbwt none +sbwtdcpu none +sbwtdio none",
             "RABBITMQ_CONFIG_FILE": str(self.directory / f"{node}.conf"),

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode as Code};
+use rdkafka::message::OwnedHeaders;
 use rdkafka::producer::{DeliveryFuture, FutureRecord};
 
 use super::producer::Generation;
@@ -24,6 +25,13 @@ pub(super) const MAGIC: u8 = 0;
 
 pub(super) struct KafkaPublisher {
     pub shared: Arc<Shared>,
+}
+
+/// A record that is ready to be produced.
+struct Encoded {
+    topic: Arc<str>,
+    headers: OwnedHeaders,
+    body: Vec<u8>,
 }
 
 /// A record that was produced and where its result goes.
@@ -55,10 +63,12 @@ impl Publisher for KafkaPublisher {
             Ok(generation) => generation,
             Err(error) => return all_down(window, &error.to_string()),
         };
+        // All are encoded before the first is produced: what comes in one go leaves in full batches.
+        let encoded: Vec<_> = window.iter().map(|outgoing| self.encode(outgoing)).collect();
         let mut results: Results = Vec::with_capacity(window.len());
         let mut sent = Vec::with_capacity(window.len());
-        for (index, outgoing) in window.iter().enumerate() {
-            match self.send(&generation, outgoing) {
+        for (index, (outgoing, encoded)) in window.iter().zip(encoded).enumerate() {
+            match encoded.and_then(|encoded| self.send(&generation, outgoing, encoded)) {
                 Ok((topic, delivery)) => {
                     sent.push(Sent { index, topic, delivery });
                     // Replaced by its confirmation.
@@ -73,8 +83,7 @@ impl Publisher for KafkaPublisher {
 }
 
 impl KafkaPublisher {
-    fn send(&self, generation: &Generation, outgoing: &Outgoing) -> Result<(Arc<str>, DeliveryFuture), PublishError> {
-        let Outgoing { event, route } = outgoing;
+    fn encode(&self, Outgoing { event, route }: &Outgoing) -> Result<Encoded, PublishError> {
         let config = &self.shared.config;
         let topic = prefixed(config, &route.target);
         if !self.shared.topology.topics.iter().any(|known| known.name == topic) {
@@ -86,21 +95,26 @@ impl KafkaPublisher {
                 event.event_type.name, route.target
             )));
         };
-        let record = event.event_type.encode_record(event);
-        let record = record.map_err(|why| PublishError::Permanent(format!("not encodable as Avro: {why}")))?;
-        let most = config.max_message.as_u64();
-        if record.len() as u64 > most {
-            return Err(PublishError::Permanent(format!(
-                "the body has {} bytes, at most {most} are taken",
-                record.len()
-            )));
-        }
-        let mut body = Vec::with_capacity(5 + record.len());
-        body.push(MAGIC);
+        let mut body = vec![MAGIC];
         body.extend_from_slice(&id.to_be_bytes());
-        body.extend_from_slice(&record);
-        let record =
-            FutureRecord::to(&topic).key(route.key.as_bytes()).payload(&body).headers(headers::write(&event.headers()));
+        let prefix = body.len();
+        let written = event.event_type.write_record(event, &mut body);
+        written.map_err(|why| PublishError::Permanent(format!("not encodable as Avro: {why}")))?;
+        let (length, most) = (body.len() - prefix, config.max_message.as_u64());
+        if length as u64 > most {
+            return Err(PublishError::Permanent(format!("the body has {length} bytes, at most {most} are taken")));
+        }
+        Ok(Encoded { topic, headers: headers::write(&event.headers()), body })
+    }
+
+    fn send(
+        &self,
+        generation: &Generation,
+        outgoing: &Outgoing,
+        encoded: Encoded,
+    ) -> Result<(Arc<str>, DeliveryFuture), PublishError> {
+        let Encoded { topic, headers, body } = encoded;
+        let record = FutureRecord::to(&topic).key(outgoing.route.key.as_bytes()).payload(&body).headers(headers);
         match generation.producer().send_result(record) {
             Ok(delivery) => Ok((topic, delivery)),
             Err((error, _)) => Err(self.failure(&error)),

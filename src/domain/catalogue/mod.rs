@@ -247,6 +247,13 @@ impl EventType {
 
     /// The whole record (envelope fields, then payload) as Avro binary, without wire prefix.
     pub fn encode_record(&self, event: &Event) -> Result<Bytes, PayloadError> {
+        let mut out = Vec::new();
+        self.write_record(event, &mut out)?;
+        Ok(out.into())
+    }
+
+    /// Appends the whole record; on an error `out` has some of it.
+    pub fn write_record(&self, event: &Event, out: &mut Vec<u8>) -> Result<(), PayloadError> {
         let encoded;
         let payload = match &event.payload.avro {
             Some(avro) => avro,
@@ -256,11 +263,10 @@ impl EventType {
                 &encoded
             }
         };
-        let mut out = Vec::with_capacity(320 + payload.len());
-        record::write(&self.schema.envelope, &EnvelopeRef::of(event), &mut out)
-            .map_err(|e| avro_error("envelope", &e))?;
+        out.reserve(320 + payload.len());
+        record::write(&self.schema.envelope, &EnvelopeRef::of(event), out).map_err(|e| avro_error("envelope", &e))?;
         out.extend_from_slice(payload);
-        Ok(out.into())
+        Ok(())
     }
 
     /// A whole record that another version of this type's schema has written, as this
