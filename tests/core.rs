@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use event_gateway::app::Core;
 use event_gateway::config::Config;
+use event_gateway::consumer::live::own_events;
 use event_gateway::consumer::{audit, metrics, overdue};
 use event_gateway::domain::factory::Cause;
 use event_gateway::domain::job::{Job, JobCommand, JobStatus, submission_events};
@@ -35,7 +36,7 @@ fn external(dataset: &str) -> (SubmitJob, Vec<u8>) {
 
 async fn core(dir: &std::path::Path) -> Core {
     let config = Config::defaults_in(dir, &[]).unwrap();
-    Core::start(&config, Metrics::new()).await.unwrap()
+    Core::start(&config, Metrics::new(), own_events().0).await.unwrap()
 }
 
 fn job_id(body: &[u8]) -> Id {
@@ -205,7 +206,7 @@ async fn lost(core: &Core) -> Id {
 async fn confirmed_messages_that_never_come_are_made_up_for() {
     let dir = tempfile::tempdir().unwrap();
     let config = Config::defaults_in(dir.path(), &[("consumer.overdue_after", "1s")]).unwrap();
-    let core = Core::start(&config, Metrics::new()).await.unwrap();
+    let core = Core::start(&config, Metrics::new(), own_events().0).await.unwrap();
     let consumers = [audit::declaration().name, metrics::declaration().name];
     let begun = async {
         for consumer in consumers {

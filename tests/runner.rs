@@ -10,6 +10,7 @@ use event_gateway::agents;
 use event_gateway::app::Core;
 use event_gateway::broker::Source;
 use event_gateway::config::Config;
+use event_gateway::consumer::live::own_events;
 use event_gateway::domain::factory::Cause;
 use event_gateway::domain::job::{Job, JobStatus};
 use event_gateway::domain::{Id, Principal, Role, Timestamp};
@@ -66,7 +67,7 @@ impl Gateway {
         )
         .unwrap();
         agents::install(&config.runner.datasets_dir).unwrap();
-        let core = Core::start(&config, Metrics::new()).await.unwrap();
+        let core = Core::start(&config, Metrics::new(), own_events().0).await.unwrap();
         let mut options = RunnerOptions::new(&config.runner, &config.agents(), &own_path, Duration::from_secs(10));
         // Only commands may start and stop anything in time.
         options.poll_interval = Duration::from_secs(3600);

@@ -12,7 +12,7 @@ use event_gateway::broker::{
     AckToken, Delivery, Encoding, Inbound, Position, Subscriber, Subscription, SubscriptionLost,
 };
 use event_gateway::config::Config;
-use event_gateway::consumer::live::Live;
+use event_gateway::consumer::live::{Live, own_events};
 use event_gateway::domain::catalogue::Catalogue;
 use event_gateway::domain::event::Headers;
 use event_gateway::domain::factory::{Cause, EventFactory};
@@ -66,7 +66,7 @@ pub async fn run(sockets: usize, updates: usize) -> Figures {
         epoch: 1,
     };
     let stop = CancellationToken::new();
-    let tasks = live.spawn(&stop);
+    let tasks = live.spawn(own_events().1, &stop);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let tuning = realtime.clone();

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use event_gateway::broker::{Outgoing, Publisher};
 use event_gateway::broker::kafka::{Kafka as Adapter, KafkaTopology, TopicSpec};
+use event_gateway::broker::{Outgoing, Publisher};
 use event_gateway::config::Config;
 use event_gateway::domain::{Broker, Id};
 use rdkafka::ClientConfig;

@@ -68,7 +68,6 @@ impl Sample {
     pub fn json(&self) -> bytes::Bytes {
         self.event.payload.json.clone()
     }
-
 }
 
 /// The headers' names, with the broker's prefix, and texts.

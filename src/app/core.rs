@@ -11,12 +11,13 @@ use super::brokers::Brokers;
 use crate::broker::embedded::EmbeddedError;
 use crate::broker::{Source, Subscriber, Subscription};
 use crate::config::Config;
+use crate::consumer::live::OwnEvents;
 use crate::consumer::{self, ConsumerParts, Declaration, dead_letter, declaration, orchestrator, overdue};
-use crate::domain::Broker;
 use crate::domain::catalogue::Catalogue;
 use crate::domain::factory::EventFactory;
 use crate::domain::job::RunnerKind;
-use crate::relay::{LeaseEnd, LeaseKeeper, Marks, Relay, RelayOptions};
+use crate::domain::{Broker, Event};
+use crate::relay::{Handoff, LeaseEnd, LeaseKeeper, Marks, Relay, RelayOptions};
 use crate::runner::datasets;
 use crate::service::agents::{AgentOptions, Agents, Dataset, Datasets};
 use crate::service::committer::{Committer, CommitterOptions};
@@ -75,6 +76,23 @@ struct CoreTasks {
     stop_consumers: CancellationToken,
     stop_relay: CancellationToken,
     stop_lease: CancellationToken,
+}
+
+/// Who gets what was committed.
+struct Takers {
+    relay: Arc<Relay>,
+    own: OwnEvents,
+}
+
+impl Handoff for Takers {
+    fn committed(&self, events: &[Arc<Event>]) {
+        self.own.committed(events);
+        self.relay.committed(events);
+    }
+
+    fn waited(&self, longest: Duration) {
+        self.relay.waited(longest);
+    }
 }
 
 /// Datasets on the disk of this gateway.
@@ -137,11 +155,12 @@ pub fn process_runner_subscription() -> Subscription {
 }
 
 impl Core {
-    /// Opens store and brokers, makes up for what a crash lost, and starts everything.
+    /// Opens store and brokers, makes up for what a crash lost, and starts everything. What is
+    /// committed is left in `own`, too.
     ///
     /// # Errors
     /// Nothing runs when it fails.
-    pub async fn start(config: &Config, metrics: Arc<Metrics>) -> Result<Self, StartError> {
+    pub async fn start(config: &Config, metrics: Arc<Metrics>, own: OwnEvents) -> Result<Self, StartError> {
         let catalogue = Catalogue::load(&config.catalogue.dirs)
             .map_err(|errors| StartError::Catalogue(errors.iter().map(ToString::to_string).collect()))?;
         let agents = Arc::new(agents(config)?);
@@ -166,7 +185,7 @@ impl Core {
         let relay = Relay::new(&Broker::ALL, options, metrics.clone());
         let (committer, committer_task) = Committer::spawn(
             store.clone(),
-            relay.clone(),
+            Arc::new(Takers { relay: relay.clone(), own }),
             CommitterOptions {
                 max_bytes: config.intake.max_bytes.as_u64() as usize,
                 batch_rows: config.intake.batch_rows,

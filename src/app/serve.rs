@@ -15,7 +15,7 @@ use super::lock::DataDirLock;
 use crate::auth::Authenticator;
 use crate::broker::Source;
 use crate::config::Config;
-use crate::consumer::live::Live;
+use crate::consumer::live::{Live, own_events};
 use crate::http::{AppState, HttpOptions, RateLimits, identify, router};
 use crate::ops::ledger::Ledger;
 use crate::realtime::{self, Realtime};
@@ -77,7 +77,8 @@ impl Gateway {
             .and_then(|()| crate::agents::install(&datasets))
             .map_err(|source| StartError::Io { path: datasets, source })?;
         let auth = Authenticator::new(&config.auth, &config.data.dir)?;
-        let core = Core::start(config, metrics.clone()).await?;
+        let (own, committed) = own_events();
+        let core = Core::start(config, metrics.clone(), own).await?;
         store_latch.up();
         let mut watches = core.brokers.watch(&readiness);
 
@@ -86,7 +87,7 @@ impl Gateway {
         let (stop_sockets, stop_runner, stop_http) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let sockets = crate::task::spawn("sockets", realtime.clone().run(stop_sockets.clone()));
-        let live = live(&core, &realtime).spawn(&stop_sockets);
+        let live = live(&core, &realtime).spawn(committed, &stop_sockets);
         sockets_latch.up();
 
         let runner = runner(config, &core)?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::sweeper::Sweeper;
@@ -24,6 +24,9 @@ use crate::telemetry::metrics::{ConsumerMetrics, FailureClass};
 /// Messages handled and committed together.
 const BATCH: usize = 256;
 const PREFETCH: usize = 1_024;
+/// A batch that was not full is followed by a rest as long as it took, but no longer than this:
+/// on a machine that is short of processors batches become fuller, and cost less a message.
+const LONGEST_REST: Duration = Duration::from_millis(125);
 /// Brokers are asked how far behind a consumer is no more often.
 const LAG_EVERY: Duration = Duration::from_secs(5);
 /// What they answer may be so old.
@@ -268,7 +271,12 @@ impl Reader {
         let name = self.processor.declaration.name;
         let mut lag = tokio::time::interval(LAG_EVERY);
         lag.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut rested = Instant::now();
         loop {
+            let next = async {
+                tokio::time::sleep_until(rested).await;
+                inbound.receive(BATCH).await
+            };
             let batch = tokio::select! {
                 () = stop.cancelled() => return,
                 _ = lag.tick() => {
@@ -281,8 +289,9 @@ impl Reader {
                     }
                     continue;
                 }
-                batch = inbound.receive(BATCH) => batch,
+                batch = next => batch,
             };
+            let started = Instant::now();
             let batch = match batch {
                 Ok(batch) => batch,
                 Err(error) => {
@@ -304,6 +313,9 @@ impl Reader {
             if let Err(error) = inbound.ack(&tokens).await {
                 tracing::warn!(consumer = name, %error, "not acknowledged; the inbox absorbs the repeats");
                 return;
+            }
+            if batch.len() < BATCH {
+                rested = Instant::now() + started.elapsed().min(LONGEST_REST);
             }
         }
     }

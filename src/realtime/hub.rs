@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::frame::Frame;
 use super::link::{Link, Pushed};
-use super::room::{Hole, Room};
+use super::room::{Hole, Offered, Room};
 use super::{Published, Shared};
 use crate::domain::Channel;
 
@@ -191,22 +191,26 @@ impl Drop for UserSlot {
 impl Shared {
     /// Delivers to whoever is there.
     pub fn deliver(&self, update: &Arc<super::Update>) -> Published {
-        let mut published = Published::Nobody;
-        if let Some((channel, offset)) = update.job_channel()
+        let mut published = self.deliver_numbered(update);
+        if let Some((channel, None)) = update.job_channel()
             && let Some(room) = self.hub.room(&channel)
         {
-            published = published.max(match offset {
-                Some(offset) => self.offer(&room, update, offset),
-                None => room.pass(&update.passing_frame(&channel.to_string()), self),
-            });
-        }
-        if let Some((channel, offset)) = update.user_channel()
-            && let Some(room) = self.hub.room(&channel)
-        {
-            published = published.max(self.offer(&room, update, offset));
+            published = published.max(room.pass(&update.passing_frame(&channel.to_string()), self));
         }
         if update.event_type.audience.operator && self.tell_operators(update) {
             published = published.max(Published::Sent);
+        }
+        published
+    }
+
+    /// Delivers to channels in which it has an offset, by which repeats are known.
+    pub fn deliver_numbered(&self, update: &Arc<super::Update>) -> Published {
+        let job = update.job_channel().and_then(|(channel, offset)| Some((channel, offset?)));
+        let mut published = Published::Nobody;
+        for (channel, offset) in job.into_iter().chain(update.user_channel()) {
+            if let Some(room) = self.hub.room(&channel) {
+                published = published.max(self.offer(&room, update, offset));
+            }
         }
         published
     }
@@ -216,7 +220,11 @@ impl Shared {
         if offered.unsettled {
             self.hub.suspect(&room.channel);
         }
-        if offered.crowded { Published::Crowded } else { Published::Sent }
+        match offered {
+            Offered { repeated: true, .. } => Published::Nobody,
+            Offered { crowded: true, .. } => Published::Crowded,
+            _ => Published::Sent,
+        }
     }
 
     /// Delivers what rooms hold and could not deliver at once, as far as readers have room.

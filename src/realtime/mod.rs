@@ -55,7 +55,7 @@ pub struct Realtime(Arc<Shared>);
 /// What came of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Published {
-    /// Nobody has joined its channels, which costs a look-up.
+    /// Nobody has joined its channels, which costs a look-up, or all have it already.
     Nobody,
     Sent,
     /// A reader has no room for more right now: let the sockets' tasks run before the next
@@ -137,6 +137,11 @@ impl Realtime {
     /// order, each offset once, holding what comes too early. Never waits.
     pub fn publish(&self, update: Update) -> Published {
         if self.is_wanted(&update) { self.0.deliver(&Arc::new(update)) } else { Published::Nobody }
+    }
+
+    /// The same for those of its channels in which it has an offset: there it may come again.
+    pub fn publish_numbered(&self, update: Update) -> Published {
+        self.0.deliver_numbered(&Arc::new(update))
     }
 
     fn is_wanted(&self, update: &Update) -> bool {

@@ -74,6 +74,8 @@ pub struct Progress {
 /// What came of an event that was offered.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Offered {
+    /// It was delivered before.
+    pub repeated: bool,
     /// A reader has no room for more right now.
     pub crowded: bool,
     /// Something is missing or held since now.
@@ -206,7 +208,7 @@ impl Room {
         state.known = state.known.max(offset);
         let mut crowded = false;
         match state.delivered {
-            Some(delivered) if offset <= delivered => return Offered::default(),
+            Some(delivered) if offset <= delivered => return Offered { repeated: true, ..Offered::default() },
             Some(delivered) if offset == delivered + 1 => {
                 crowded = state.deliver(update, offset, &self.channel, shared);
                 crowded = crowded || state.deliver_held(&self.channel, shared);
@@ -217,7 +219,7 @@ impl Room {
                 return Offered::default();
             }
         }
-        Offered { crowded, unsettled: state.note_hole() }
+        Offered { crowded, unsettled: state.note_hole(), repeated: false }
     }
 
     /// Goes on delivering what was held. True when a reader has no room: let it read first.

@@ -9,10 +9,13 @@ use tokio::time::Instant;
 
 /// Requests that are answered sooner do not suffer from what relays do; at twice of it lanes
 /// rest most.
-const CALM: Duration = Duration::from_millis(60);
+const CALM: Duration = Duration::from_millis(100);
 /// The longest rest, in times of what the window before took its broker.
 const MOST: f64 = 4.0;
-const LONGEST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_millis(250);
+/// Windows start twice as far apart as the last one took, but no farther than this: what takes
+/// long because the machine is short of processors gets fuller windows, which need less of them.
+const FARTHEST: Duration = Duration::from_millis(250);
 /// A broker that takes longer for a window while requests wait takes the processors from them:
 /// it gets smaller ones, but not smaller than this.
 const BRIEF: Duration = Duration::from_millis(25);
@@ -73,9 +76,14 @@ impl Pace {
             true if took > BRIEF => (self.few / 2).max(FEWEST.min(self.most)),
             _ => (self.few * 2).min(self.most),
         };
-        self.next = started + self.spacing;
+        self.next = started + apart(self.spacing, took);
         self.rested = now + rest(took, wait);
     }
+}
+
+/// How long after the start of a window that took so long the next may start, if not full.
+fn apart(spacing: Duration, took: Duration) -> Duration {
+    if spacing.is_zero() { spacing } else { spacing.max((2 * took).min(FARTHEST)) }
 }
 
 fn rest(took: Duration, wait: Duration) -> Duration {
@@ -97,6 +105,14 @@ mod tests {
         assert_eq!(rest(10 * MS, 2 * CALM), 40 * MS);
         assert_eq!(rest(10 * MS, 100 * CALM), 40 * MS);
         assert_eq!(rest(3600 * MS, 100 * CALM), LONGEST);
+    }
+
+    #[test]
+    fn slow_windows_are_farther_apart() {
+        assert_eq!(apart(25 * MS, 5 * MS), 25 * MS);
+        assert_eq!(apart(25 * MS, 40 * MS), 80 * MS);
+        assert_eq!(apart(25 * MS, 10_000 * MS), FARTHEST);
+        assert_eq!(apart(Duration::ZERO, 40 * MS), Duration::ZERO, "embedded brokers");
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,7 +5,7 @@ use event_gateway::domain::payload::{
     AlertRaised, ComponentStates, ComponentStatus, JobMetrics, JobMetricsRecorded, NotificationChannel,
     NotificationSent, ReadStatus, Severity, SystemHealthCheck, SystemMetrics,
 };
-use event_gateway::domain::{Id, Timestamp};
+use event_gateway::domain::{Event, Id, Timestamp};
 use event_gateway::store::Unit;
 use serde_json::json;
 
@@ -75,6 +75,27 @@ async fn sockets_stay_live_while_the_broker_is_away() {
     gateway.broadcast.subscribed.notified().await;
     gateway.report(job, 5).await;
     follow(&mut client, &name, 7, 12).await;
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn what_the_instance_commits_itself_needs_no_broker() {
+    let gateway = Gateway::start().await;
+    let job = gateway.running("ada").await;
+    let mut client = gateway.client("ada").await;
+    client.join(job, Some(2)).await;
+    gateway.broadcast.set_mode(Mode::Lose);
+    let mut events = gateway.commit(vec![gateway.progress(job)]).await;
+    // One that the store does not have: no sweep can bring it.
+    let mut next = Event::clone(&events[0]);
+    (next.sequence, next.user_offset, next.draft.event_id) = (4, None, Id::new());
+    events.push(next.into());
+    gateway.own.committed(&events);
+    follow(&mut client, &format!("job:{job}"), 2, 4).await;
+    gateway.broadcast.set_mode(Mode::Deliver);
+    gateway.broadcast.send(&events);
+    let again = client.received().await.into_iter().filter(|event| event.channel().starts_with("job:")).count();
+    assert_eq!(again, 0, "the queue brings them once more");
     gateway.stop().await;
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use axum::serve::ListenerExt;
 use event_gateway::auth::Authenticator;
 use event_gateway::config::Config;
-use event_gateway::consumer::live::Live;
+use event_gateway::consumer::live::{Live, OwnEvents, own_events};
 use event_gateway::domain::catalogue::Catalogue;
 use event_gateway::domain::factory::{Cause, EventFactory};
 use event_gateway::domain::job::{
@@ -35,6 +35,8 @@ pub struct Gateway {
     pub metrics: Arc<Metrics>,
     pub realtime: Realtime,
     pub broadcast: Arc<Broadcast>,
+    /// Where its committer would leave what it commits.
+    pub own: OwnEvents,
     pub address: SocketAddr,
     stop: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
@@ -70,7 +72,8 @@ impl Gateway {
             instance: "test".into(),
             epoch: 1,
         };
-        let mut tasks = live.spawn(&stop);
+        let (own, committed) = own_events();
+        let mut tasks = live.spawn(committed, &stop);
         broadcast.subscribed.notified().await;
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -93,6 +96,7 @@ impl Gateway {
             metrics,
             realtime,
             broadcast,
+            own,
             address,
             stop,
             tasks,

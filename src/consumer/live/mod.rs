@@ -1,23 +1,29 @@
-//! Live updates: from this instance's broadcast queue, or where that falls short from the
-//! store, to the sockets.
+//! Live updates: what this instance commits goes straight to its sockets, what others commit
+//! comes through its broadcast queue, and where both fall short the store has it.
 //!
 //! Unlike other consumers it leaves no rows: what it has delivered is known by channel and
-//! offset, and whatever it misses is read again. The queue is only the fast path; while
-//! the broker is away the sweep keeps sockets live.
+//! offset, and whatever it misses is read again. While the broker is away the sweep keeps
+//! sockets live.
+
+mod filler;
+mod own;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+
+use filler::Filler;
+use own::OwnReader;
+pub use own::{Committed, OwnEvents, own_events};
 
 use crate::broker::{AckToken, Delivery, Inbound, Source, Subscriber, Subscription};
 use crate::domain::Timestamp;
 use crate::domain::catalogue::Catalogue;
 use crate::domain::event::Encoding;
 use crate::realtime::{Published, Realtime, Update};
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 use crate::telemetry::Metrics;
 use crate::telemetry::facts::{ComponentChanged, HandlerFailed};
 use crate::telemetry::metrics::{ConsumerMetrics, FailureClass};
@@ -27,13 +33,6 @@ pub const NAME: &str = "live";
 
 const BATCH: usize = 512;
 const PREFETCH: usize = 2_048;
-/// Holes are filled this often, all with one query.
-const FILL_EVERY: Duration = Duration::from_millis(50);
-/// A hole this young mostly closes by itself: the messages of a user's channel take
-/// different ways.
-const HOLE_AGE: Duration = Duration::from_millis(20);
-/// Heads are compared with what was delivered this often.
-const SWEEP_EVERY: Duration = Duration::from_secs(2);
 /// Sockets get their turn at the processor at least this often.
 const TURN: Duration = Duration::from_millis(1);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -68,20 +67,23 @@ impl Live {
         }
     }
 
-    /// Starts reader and filler. Both end at `stop`; what they hold is in the store.
-    pub fn spawn(self, stop: &CancellationToken) -> Vec<JoinHandle<()>> {
+    /// Starts the reader of `own` events, that of the queue, and the filler. They end at `stop`;
+    /// what they hold is in the store.
+    pub fn spawn(self, own: Committed, stop: &CancellationToken) -> Vec<JoinHandle<()>> {
         let resubscribed = Arc::new(tokio::sync::Notify::new());
-        let reader =
-            Reader { metrics: self.metrics.consumer(NAME), live: self.clone(), resubscribed: resubscribed.clone() };
+        let metrics = self.metrics.consumer(NAME);
+        let own = OwnReader { realtime: self.realtime.clone(), metrics: metrics.clone() }.run(own, stop.child_token());
+        let reader = Reader { metrics, live: self.clone(), resubscribed: resubscribed.clone() };
         let filler = Filler { realtime: self.realtime, store: self.store, resubscribed };
         vec![
+            crate::task::spawn("live-own", own),
             crate::task::spawn("live-reader", reader.run(stop.child_token())),
             crate::task::spawn("live-filler", filler.run(stop.child_token())),
         ]
     }
 }
 
-/// The fast path: broadcast queue to rooms.
+/// From the broadcast queue to rooms.
 struct Reader {
     live: Live,
     metrics: ConsumerMetrics,
@@ -169,14 +171,17 @@ impl Reader {
         if event_type.audience.is_empty() || delivery.encoding != Encoding::Json {
             return Published::Nobody;
         }
-        let published =
-            self.live.realtime.publish(Update::of_message(headers, event_type.clone(), delivery.body.clone()));
-        if published != Published::Nobody {
-            let lag = Timestamp::now().ms_since(headers.occurred_at);
-            self.metrics.consume_seconds.observe(lag as f64 / 1000.0);
-        }
-        published
+        let update = Update::of_message(headers, event_type.clone(), delivery.body.clone());
+        observed(self.live.realtime.publish(update), headers.occurred_at, &self.metrics)
     }
+}
+
+/// Counts what reached somebody, with its age.
+fn observed(published: Published, occurred_at: Timestamp, metrics: &ConsumerMetrics) -> Published {
+    if published != Published::Nobody {
+        metrics.consume_seconds.observe(Timestamp::now().ms_since(occurred_at) as f64 / 1000.0);
+    }
+    published
 }
 
 /// Leaves the processor to the sockets' tasks, so that they write what was published.
@@ -197,69 +202,5 @@ impl Turn {
             tokio::task::yield_now().await;
             self.0 = Instant::now();
         }
-    }
-}
-
-/// The slow path: holes and heads, from the store.
-struct Filler {
-    realtime: Realtime,
-    store: Arc<dyn Store>,
-    resubscribed: Arc<tokio::sync::Notify>,
-}
-
-impl Filler {
-    async fn run(self, stop: CancellationToken) {
-        let mut fill = tokio::time::interval(FILL_EVERY);
-        fill.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut sweep = tokio::time::interval(SWEEP_EVERY);
-        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut away = false;
-        loop {
-            let done = tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                () = self.resubscribed.notified() => self.sweep().await,
-                _ = sweep.tick() => self.sweep().await,
-                _ = fill.tick() => self.fill().await,
-            };
-            match done {
-                Ok(asked) => away &= !asked,
-                Err(error) => {
-                    // Once: it is tried again with every tick.
-                    if !std::mem::replace(&mut away, true) {
-                        tracing::warn!(%error, "holes of live channels cannot be filled; trying again");
-                    }
-                }
-            }
-        }
-    }
-
-    /// One query for the heads of all joined channels. True when the store was asked.
-    async fn sweep(&self) -> Result<bool, StoreError> {
-        let channels = self.realtime.joined_channels();
-        if channels.is_empty() {
-            return Ok(false);
-        }
-        let heads = self.store.channel_heads(&channels).await?;
-        self.realtime.note_heads(channels.into_iter().zip(heads));
-        Ok(true)
-    }
-
-    /// One query for the holes of all channels. True when the store was asked.
-    async fn fill(&self) -> Result<bool, StoreError> {
-        let mut turn = Turn::new();
-        while self.realtime.settle() == Published::Crowded {
-            turn.after(Published::Crowded).await;
-        }
-        let holes = self.realtime.holes(HOLE_AGE);
-        if holes.is_empty() {
-            return Ok(false);
-        }
-        let found = self.store.channel_ranges(&holes).await?;
-        for (channel, event) in found {
-            turn.after(self.realtime.fill(&channel, Update::of_event(&event))).await;
-        }
-        self.realtime.filled(&holes);
-        Ok(true)
     }
 }
