@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::beside::Beside;
 use crate::load::{Load, Report};
 use crate::process::{Commits, Gateway};
+use crate::woken::Workers;
 use crate::{Plan, bare};
 
 /// The knee: as many requests in flight as keep the P99 of the 201 below this.
@@ -17,6 +18,7 @@ const DRAIN: Duration = Duration::from_secs(180);
 /// Runs on a filled data directory; returns the rate at the knee.
 pub async fn run(plan: &Plan, data_dir: &Path) -> f64 {
     let gateway = Gateway::start(data_dir).await;
+    let _workers = Workers::start().await;
     let mut candidates = match plan.in_flight {
         Some(connections) => vec![connections],
         None => knee(plan, &gateway).await,

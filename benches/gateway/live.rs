@@ -8,6 +8,7 @@ use crate::Plan;
 use crate::beside::Beside;
 use crate::load::{Load, Report};
 use crate::process::{Commits, Gateway};
+use crate::woken::Workers;
 
 /// The long measurement is repeated at a lower rate so many times, should it lag.
 const AGAIN: usize = 4;
@@ -28,6 +29,8 @@ struct Step {
     commits: Commits,
     /// Sockets that were told to start again from a snapshot.
     resyncs: f64,
+    /// Commands that workers took from JetStream, where some do.
+    commands: Option<u64>,
 }
 
 impl Step {
@@ -38,19 +41,21 @@ impl Step {
             && self.report.refused == 0
             && self.report.delivered == self.report.accepted
             && self.report.screen_p99 < OWED_SECONDS * 1e3
-            // Three legs of a submission, one of its audit event.
+            // Three or, with JetStream's, four legs of a submission, one of its audit event.
             && (self.legs as f64) < 4.0 * owed
             && (self.unconsumed as f64) < owed
+            && self.commands.is_none_or(|taken| taken as f64 + owed > self.report.accepted as f64)
     }
 }
 
 /// Bisects the offered rate; returns the highest that keeps up.
 pub async fn sustained(plan: &Plan, data_dir: &Path) -> f64 {
     let gateway = Gateway::start(data_dir).await;
+    let workers = Workers::start().await;
     let (mut low, mut high) = (0.0_f64, HIGHEST);
     let mut rate = plan.start_rate;
     while high - low > 150.0_f64.max(low * 0.04) && high >= 100.0 {
-        let step = offer(plan, &gateway, rate, plan.step).await;
+        let step = offer(plan, &gateway, workers.as_ref(), rate, plan.step).await;
         let ok = step.keeps_up(rate);
         print(&step, rate, if ok { "keeps up" } else { "lags" });
         if ok {
@@ -64,7 +69,7 @@ pub async fn sustained(plan: &Plan, data_dir: &Path) -> f64 {
     }
     // Once more, longer: what a short step lets through by luck does not count.
     for again in 0.. {
-        let step = offer(plan, &gateway, low, 3 * plan.step).await;
+        let step = offer(plan, &gateway, workers.as_ref(), low, 3 * plan.step).await;
         let ok = step.keeps_up(low);
         print(&step, low, if ok { "sustained" } else { "lags after all" });
         println!(
@@ -90,12 +95,13 @@ pub async fn sustained(plan: &Plan, data_dir: &Path) -> f64 {
 /// (c) at `rate`.
 pub async fn screen(plan: &Plan, data_dir: &Path, rate: f64) {
     let gateway = Gateway::start(data_dir).await;
-    let step = offer(plan, &gateway, rate, Duration::from_secs(plan.seconds.min(30))).await;
+    let workers = Workers::start().await;
+    let step = offer(plan, &gateway, workers.as_ref(), rate, Duration::from_secs(plan.seconds.min(30))).await;
     print(&step, rate, "half");
     gateway.stop().await;
 }
 
-async fn offer(plan: &Plan, gateway: &Gateway, rate: f64, duration: Duration) -> Step {
+async fn offer(plan: &Plan, gateway: &Gateway, workers: Option<&Workers>, rate: f64, duration: Duration) -> Step {
     let load = Load {
         address: gateway.address.clone(),
         users: plan.users,
@@ -105,6 +111,7 @@ async fn offer(plan: &Plan, gateway: &Gateway, rate: f64, duration: Duration) ->
         duration,
         sockets: true,
     };
+    let taken = workers.map(Workers::taken);
     let (before, cpu, start) = (gateway.metrics().await, gateway.cpu_seconds(), Instant::now());
     let beside = Beside::from_environment();
     let others = beside.cpu_seconds();
@@ -119,6 +126,7 @@ async fn offer(plan: &Plan, gateway: &Gateway, rate: f64, duration: Duration) ->
         cpu: gateway.cpu_seconds() - cpu,
         seconds: start.elapsed().as_secs_f64(),
         commits: Commits::between(&before, &after),
+        commands: workers.zip(taken).map(|(workers, before)| workers.taken() - before),
         resyncs: after.sum("socket_resyncs_total") - before.sum("socket_resyncs_total"),
     }
 }
@@ -138,9 +146,10 @@ async fn watch_end(gateway: &Gateway, duration: Duration) -> (u64, u64) {
 
 fn print(step: &Step, rate: f64, verdict: &str) {
     let report = &step.report;
+    let commands = step.commands.map(|taken| format!(", {taken} commands taken")).unwrap_or_default();
     println!(
         "  {rate:>6.0} jobs/s offered, {:>6.0} accepted: 201 P99 {:.1} ms; on screen P50 {:.1} ms, P99 {:.1} ms, max {:.0} ms; \
-         {} of {} delivered, {} resyncs; owed {} legs, {} jobs: {verdict}",
+         {} of {} delivered{commands}, {} resyncs; owed {} legs, {} jobs: {verdict}",
         report.rate,
         report.p99,
         report.screen_p50,

@@ -17,6 +17,7 @@ mod process;
 mod rows;
 #[path = "../shared/socket.rs"]
 mod socket;
+mod woken;
 mod worker;
 
 use std::time::{Duration, Instant};

@@ -8,6 +8,10 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
 use crate::config::{Log, LogFormat};
 
+/// A library that calls an error what its user here handles and says, as at every stop. A
+/// `log.level` that names it brings it back.
+const QUIET: &str = "lapin=off";
+
 /// The log could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
@@ -19,7 +23,7 @@ pub enum LogError {
 
 /// Starts the log of this process. Once: a second call fails.
 pub fn init(log: &Log) -> Result<(), LogError> {
-    let filter = EnvFilter::builder().parse(&log.level)?;
+    let filter = EnvFilter::builder().parse(format!("{QUIET},{}", log.level))?;
     let terminal = io::stderr().is_terminal();
     let registry = tracing_subscriber::registry().with(filter);
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
