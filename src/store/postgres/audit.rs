@@ -6,32 +6,31 @@ use serde_json::{Map, Value};
 use sqlx::postgres::{PgBindIterExt, PgRow};
 use sqlx::{PgConnection, Row};
 
+use super::batch::Batch;
 use super::rows::time;
 use crate::domain::Timestamp;
 use crate::store::plan::ModelKey;
 use crate::store::{AuditRow, StoreError};
 
-pub(super) async fn write_audit(c: &mut PgConnection, rows: &[AuditRow]) -> Result<(), StoreError> {
+pub(super) fn write_audit(batch: &mut Batch, rows: &[AuditRow]) {
     if rows.is_empty() {
-        return Ok(());
+        return;
     }
-    sqlx::query(
-        "INSERT INTO audit_log (audit_id, audit_type, actor_user_id, target_resource_type, target_resource_id, at, \
+    batch
+        .part(
+            "INSERT INTO audit_log (audit_id, audit_type, actor_user_id, target_resource_type, target_resource_id, at, \
            details) \
          SELECT audit_id, audit_type, actor, type, target, at, details::json \
          FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::text[]) \
            WITH ORDINALITY AS w(audit_id, audit_type, actor, type, target, at, details, n) ORDER BY n",
-    )
-    .bind(rows.iter().map(|row| row.audit_id.0).bind_iter())
-    .bind(rows.iter().map(|row| row.audit_type).bind_iter())
-    .bind(rows.iter().map(|row| &*row.actor_user_id).bind_iter())
-    .bind(rows.iter().map(|row| row.target_resource_type).bind_iter())
-    .bind(rows.iter().map(|row| &*row.target_resource_id).bind_iter())
-    .bind(rows.iter().map(|row| time(row.at)).bind_iter())
-    .bind(rows.iter().map(|row| row.details.to_string()).bind_iter())
-    .execute(c)
-    .await?;
-    Ok(())
+        )
+        .bind(rows.iter().map(|row| row.audit_id.0).bind_iter())
+        .bind(rows.iter().map(|row| row.audit_type).bind_iter())
+        .bind(rows.iter().map(|row| &*row.actor_user_id).bind_iter())
+        .bind(rows.iter().map(|row| row.target_resource_type).bind_iter())
+        .bind(rows.iter().map(|row| &*row.target_resource_id).bind_iter())
+        .bind(rows.iter().map(|row| time(row.at)).bind_iter())
+        .bind(rows.iter().map(|row| row.details.to_string()).bind_iter());
 }
 
 /// Rows of read models under lock.
@@ -114,39 +113,36 @@ fn parse(data: &str) -> Result<Map<String, Value>, StoreError> {
 }
 
 /// Writes what the plan has made of the rows; empty ones it has left alone go again.
-pub(super) async fn write_models(
-    c: &mut PgConnection,
+pub(super) fn write_models(
+    batch: &mut Batch,
     models: &BTreeMap<ModelKey, Map<String, Value>>,
     created: &[ModelKey],
     now: Timestamp,
-) -> Result<(), StoreError> {
+) {
     let unused: Vec<&ModelKey> = created.iter().filter(|key| !models.contains_key(*key)).collect();
     if !unused.is_empty() {
-        sqlx::query(
-            "DELETE FROM read_models AS m USING unnest($1::text[], $2::text[]) AS w(model, key) \
+        batch
+            .part(
+                "DELETE FROM read_models AS m USING unnest($1::text[], $2::text[]) AS w(model, key) \
              WHERE m.model = w.model AND m.key = w.key",
-        )
-        .bind(unused.iter().map(|(model, _)| *model).bind_iter())
-        .bind(unused.iter().map(|(_, key)| key.as_str()).bind_iter())
-        .execute(&mut *c)
-        .await?;
+            )
+            .bind(unused.iter().map(|(model, _)| *model).bind_iter())
+            .bind(unused.iter().map(|(_, key)| key.as_str()).bind_iter());
     }
     if models.is_empty() {
-        return Ok(());
+        return;
     }
     let data = models.values().map(|data| serde_json::to_string(data).unwrap_or_else(|_| "{}".into()));
-    sqlx::query(
-        "UPDATE read_models AS m SET data = w.data::json, updated_at = $4 \
+    batch
+        .part(
+            "UPDATE read_models AS m SET data = w.data::json, updated_at = $4 \
          FROM unnest($1::text[], $2::text[], $3::text[]) AS w(model, key, data) \
          WHERE m.model = w.model AND m.key = w.key",
-    )
-    .bind(models.keys().map(|(model, _)| *model).bind_iter())
-    .bind(models.keys().map(|(_, key)| key.as_str()).bind_iter())
-    .bind(data.bind_iter())
-    .bind(time(now))
-    .execute(c)
-    .await?;
-    Ok(())
+        )
+        .bind(models.keys().map(|(model, _)| *model).bind_iter())
+        .bind(models.keys().map(|(_, key)| key.as_str()).bind_iter())
+        .bind(data.bind_iter())
+        .bind(time(now));
 }
 
 pub(super) async fn read_model(c: &mut PgConnection, model: &str, key: &str) -> Result<Option<Value>, StoreError> {

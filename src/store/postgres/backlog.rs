@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use sqlx::postgres::PgBindIterExt;
 use sqlx::{PgConnection, Row};
 
+use super::batch::Batch;
 use super::rows::{int, read_id, read_text, read_time_or_null, read_u32, rounds, time};
 use crate::domain::event::Encoding;
 use crate::domain::{Id, Timestamp};
@@ -88,18 +89,16 @@ async fn put_round(c: &mut PgConnection, rows: &[&BacklogPut]) -> Result<(), Sto
     Ok(())
 }
 
-pub(super) async fn block(c: &mut PgConnection, keys: &BTreeSet<BacklogKey>) -> Result<(), StoreError> {
+pub(super) fn block(batch: &mut Batch, keys: &BTreeSet<BacklogKey>) {
     if keys.is_empty() {
-        return Ok(());
+        return;
     }
-    sqlx::query(
+    batch
+        .part(
         "INSERT INTO backlog_keys (consumer, key) SELECT * FROM unnest($1::text[], $2::text[]) ON CONFLICT DO NOTHING",
     )
     .bind(keys.iter().map(|(consumer, _)| &**consumer).bind_iter())
-    .bind(keys.iter().map(|(_, key)| &**key).bind_iter())
-    .execute(c)
-    .await?;
-    Ok(())
+    .bind(keys.iter().map(|(_, key)| &**key).bind_iter());
 }
 
 /// Removes handled rows, wakes the next one of each key, frees keys that have none.

@@ -8,7 +8,8 @@ use sqlx::postgres::PgDatabaseError;
 use sqlx::{Connection, PgConnection, PgPool, Row};
 use tokio::time::{Instant, timeout};
 
-use super::outbox::Transaction;
+use super::batch::Batch;
+use super::outbox::{Begun, Transaction};
 use super::{audit, backlog, inbox, jobs, outbox};
 use crate::domain::Timestamp;
 use crate::domain::factory::EventFactory;
@@ -129,12 +130,9 @@ async fn write(
         owner,
         ..Found::default()
     };
-    lock_jobs(c, units, &needs, &mut found).await?;
+    let transaction = lock_jobs(c, units, &needs, &mut found).await?;
     let models = audit::lock_models(c, &needs.models, now).await?;
     found.models = models.found;
-    let emits = units.iter().any(|unit| !unit.events.is_empty() || !unit.jobs.is_empty());
-    let (transaction, block) = outbox::draw(c, owner, emits).await?;
-    found.last_position = block.unwrap_or_default() * outbox::BLOCK;
 
     let plan = plan(units, found, factory, now);
     if plan.events.len() as i64 >= outbox::BLOCK {
@@ -142,48 +140,51 @@ async fn write(
     }
     if !plan.is_empty() {
         inbox::settle_keys(c, keys, &plan.idempotency).await?;
-        inbox::settle_inbox(c, claimed, &plan.inbox).await?;
-        jobs::insert(c, &plan.new_jobs).await?;
-        jobs::update(c, plan.changed_jobs.values()).await?;
-        outbox::write_heads(c, &plan.heads, owner).await?;
-        outbox::write_events(c, &plan.events).await?;
-        outbox::write_legs(c, &plan.legs, owner).await?;
-        outbox::mark_legs(c, &plan.marks).await?;
-        outbox::write_ends(c, &plan.ends).await?;
-        audit::write_models(c, &plan.models, &models.created, now).await?;
-        audit::write_audit(c, &plan.audit).await?;
+        let mut batch = Batch::default();
+        inbox::settle_inbox(&mut batch, claimed, &plan.inbox);
+        jobs::insert(&mut batch, &plan.new_jobs);
+        jobs::update(&mut batch, plan.changed_jobs.values());
+        outbox::write_heads(&mut batch, &plan.heads, owner);
+        outbox::write_events(&mut batch, &plan.events);
+        outbox::write_legs(&mut batch, &plan.legs, owner);
+        outbox::mark_legs(&mut batch, &plan.marks);
+        outbox::write_ends(&mut batch, &plan.ends);
+        audit::write_models(&mut batch, &plan.models, &models.created, now);
+        audit::write_audit(&mut batch, &plan.audit);
+        backlog::block(&mut batch, &plan.blocked);
+        batch.execute(c).await?;
         backlog::put(c, &plan.backlog).await?;
-        backlog::block(c, &plan.blocked).await?;
         backlog::release(c, &plan.released, now).await?;
     }
     Ok((plan, transaction))
 }
 
-/// Locks the heads and reads the jobs under that lock. A job's owner never changes, so the
-/// first, unlocked read tells which heads there are.
+/// Locks the heads, reads the jobs under that lock, and draws positions. A job's owner never
+/// changes, so the first, unlocked read tells which heads there are.
 async fn lock_jobs(
     c: &mut PgConnection,
     units: &[Unit],
     needs: &Needs<'_>,
     found: &mut Found,
-) -> Result<(), StoreError> {
+) -> Result<Transaction, StoreError> {
     if !needs.jobs.is_empty() {
         found.jobs = jobs::load(c, &needs.jobs).await?.into_iter().map(|job| (job.id, job)).collect();
     }
-    let heads = Needs::heads(units, &found.jobs);
-    if !heads.is_empty() {
-        for (key, head) in outbox::lock_heads(c, &heads).await? {
-            if head.last > 0 && head.owner != found.owner {
-                found.of_others.insert(key.clone());
-            }
-            found.heads.insert(key, head.last);
+    let emits = units.iter().any(|unit| !unit.events.is_empty() || !unit.jobs.is_empty());
+    let Begun { transaction, heads, block } =
+        outbox::begin(c, found.owner, &Needs::heads(units, &found.jobs), emits).await?;
+    found.last_position = block.unwrap_or_default() * outbox::BLOCK;
+    for (key, head) in heads {
+        if head.last > 0 && head.owner != found.owner {
+            found.of_others.insert(key.clone());
         }
+        found.heads.insert(key, head.last);
     }
     if !found.jobs.is_empty() {
         let known: Vec<_> = found.jobs.keys().copied().collect();
         found.jobs = jobs::load(c, &known).await?.into_iter().map(|job| (job.id, job)).collect();
     }
-    Ok(())
+    Ok(transaction)
 }
 
 /// Asks the server what became of a transaction, on another connection.

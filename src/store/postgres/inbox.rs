@@ -7,6 +7,7 @@ use std::sync::Arc;
 use sqlx::postgres::PgBindIterExt;
 use sqlx::{PgConnection, Row};
 
+use super::batch::Batch;
 use super::rows::{read_id, read_text, time};
 use crate::domain::{Id, Timestamp};
 use crate::store::{IdempotencyClaim, IdempotencyKey, StoreError, StoredResponse, Unit};
@@ -169,24 +170,18 @@ pub(super) async fn claim_inbox(
 }
 
 /// Takes back what was not handled after all: it failed, parks, or its unit was refused.
-pub(super) async fn settle_inbox(
-    c: &mut PgConnection,
-    mut claimed: HashSet<InboxKey>,
-    handled: &[(Arc<str>, Id, Timestamp)],
-) -> Result<(), StoreError> {
+pub(super) fn settle_inbox(batch: &mut Batch, mut claimed: HashSet<InboxKey>, handled: &[(Arc<str>, Id, Timestamp)]) {
     for (consumer, id, _) in handled {
         claimed.remove(&(consumer.clone(), *id));
     }
     if claimed.is_empty() {
-        return Ok(());
+        return;
     }
-    sqlx::query(
-        "DELETE FROM inbox AS i USING unnest($1::text[], $2::uuid[]) AS w(consumer, event_id) \
+    batch
+        .part(
+            "DELETE FROM inbox AS i USING unnest($1::text[], $2::uuid[]) AS w(consumer, event_id) \
          WHERE i.consumer = w.consumer AND i.event_id = w.event_id",
-    )
-    .bind(claimed.iter().map(|(consumer, _)| &**consumer).bind_iter())
-    .bind(claimed.iter().map(|(_, id)| id.0).bind_iter())
-    .execute(c)
-    .await?;
-    Ok(())
+        )
+        .bind(claimed.iter().map(|(consumer, _)| &**consumer).bind_iter())
+        .bind(claimed.iter().map(|(_, id)| id.0).bind_iter());
 }

@@ -6,6 +6,7 @@ use serde_json::value::RawValue;
 use sqlx::postgres::{PgBindIterExt, PgRow};
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
+use super::batch::Batch;
 use super::rows::{int, read_id, read_text, read_time, read_time_or_null, read_u32, time};
 use crate::domain::job::{Job, JobStatus, Priority, RunnerKind};
 use crate::domain::{Id, Timestamp};
@@ -25,11 +26,12 @@ fn json<T: serde::Serialize>(value: &T) -> String {
     serde_json::to_string(value).unwrap_or_else(|_| "null".into())
 }
 
-pub(super) async fn insert(c: &mut PgConnection, jobs: &[Job]) -> Result<(), StoreError> {
+pub(super) fn insert(batch: &mut Batch, jobs: &[Job]) {
     if jobs.is_empty() {
-        return Ok(());
+        return;
     }
-    sqlx::query(
+    batch
+        .part(
         "INSERT INTO jobs (id, user_id, name, agent, runner, dataset_id, tacc_system, external_job_id, status, \
            progress, priority, params, resource_request, result, error, attempt, retry_count, max_retries, retry_at, \
            cancel_requested, claimant, lease_until, estimated_cost_usd, created_at, updated_at, started_at, \
@@ -68,23 +70,18 @@ pub(super) async fn insert(c: &mut PgConnection, jobs: &[Job]) -> Result<(), Sto
     .bind(jobs.iter().map(|job| time(job.created_at)).bind_iter())
     .bind(jobs.iter().map(|job| time(job.updated_at)).bind_iter())
     .bind(jobs.iter().map(|job| job.started_at.map(time)).bind_iter())
-    .bind(jobs.iter().map(|job| job.completed_at.map(time)).bind_iter())
-    .execute(c)
-    .await?;
-    Ok(())
+    .bind(jobs.iter().map(|job| job.completed_at.map(time)).bind_iter());
 }
 
 /// Writes what may change of each job. Their heads are locked.
-pub(super) async fn update<'j>(
-    c: &mut PgConnection,
-    jobs: impl ExactSizeIterator<Item = &'j Job> + Clone,
-) -> Result<(), StoreError> {
+pub(super) fn update<'j>(batch: &mut Batch, jobs: impl ExactSizeIterator<Item = &'j Job> + Clone) {
     if jobs.len() == 0 {
-        return Ok(());
+        return;
     }
     let jobs = || jobs.clone();
-    sqlx::query(
-        "UPDATE jobs AS j SET external_job_id = w.external_job_id, status = w.status, progress = w.progress, \
+    batch
+        .part(
+            "UPDATE jobs AS j SET external_job_id = w.external_job_id, status = w.status, progress = w.progress, \
            result = w.result::json, error = w.error::json, attempt = w.attempt, retry_count = w.retry_count, \
            retry_at = w.retry_at, cancel_requested = w.cancel_requested, claimant = w.claimant, \
            lease_until = w.lease_until, updated_at = w.updated_at, started_at = w.started_at, \
@@ -95,25 +92,22 @@ pub(super) async fn update<'j>(
            AS w(id, external_job_id, status, progress, result, error, attempt, retry_count, retry_at, \
              cancel_requested, claimant, lease_until, updated_at, started_at, completed_at) \
          WHERE j.id = w.id",
-    )
-    .bind(jobs().map(|job| job.id.0).bind_iter())
-    .bind(jobs().map(|job| job.external_job_id.as_deref()).bind_iter())
-    .bind(jobs().map(|job| job.status.as_str()).bind_iter())
-    .bind(jobs().map(|job| job.progress).bind_iter())
-    .bind(jobs().map(|job| job.result.as_ref().map(json)).bind_iter())
-    .bind(jobs().map(|job| job.error.as_ref().map(json)).bind_iter())
-    .bind(jobs().map(|job| int(job.attempt)).bind_iter())
-    .bind(jobs().map(|job| int(job.retry_count)).bind_iter())
-    .bind(jobs().map(|job| job.retry_at.map(time)).bind_iter())
-    .bind(jobs().map(|job| job.cancel_requested).bind_iter())
-    .bind(jobs().map(|job| job.claimant.as_deref()).bind_iter())
-    .bind(jobs().map(|job| job.lease_until.map(time)).bind_iter())
-    .bind(jobs().map(|job| time(job.updated_at)).bind_iter())
-    .bind(jobs().map(|job| job.started_at.map(time)).bind_iter())
-    .bind(jobs().map(|job| job.completed_at.map(time)).bind_iter())
-    .execute(c)
-    .await?;
-    Ok(())
+        )
+        .bind(jobs().map(|job| job.id.0).bind_iter())
+        .bind(jobs().map(|job| job.external_job_id.as_deref()).bind_iter())
+        .bind(jobs().map(|job| job.status.as_str()).bind_iter())
+        .bind(jobs().map(|job| job.progress).bind_iter())
+        .bind(jobs().map(|job| job.result.as_ref().map(json)).bind_iter())
+        .bind(jobs().map(|job| job.error.as_ref().map(json)).bind_iter())
+        .bind(jobs().map(|job| int(job.attempt)).bind_iter())
+        .bind(jobs().map(|job| int(job.retry_count)).bind_iter())
+        .bind(jobs().map(|job| job.retry_at.map(time)).bind_iter())
+        .bind(jobs().map(|job| job.cancel_requested).bind_iter())
+        .bind(jobs().map(|job| job.claimant.as_deref()).bind_iter())
+        .bind(jobs().map(|job| job.lease_until.map(time)).bind_iter())
+        .bind(jobs().map(|job| time(job.updated_at)).bind_iter())
+        .bind(jobs().map(|job| job.started_at.map(time)).bind_iter())
+        .bind(jobs().map(|job| job.completed_at.map(time)).bind_iter());
 }
 
 pub(super) async fn load(c: &mut PgConnection, ids: impl IntoIterator<Item = &Id>) -> Result<Vec<Job>, StoreError> {

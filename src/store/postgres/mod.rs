@@ -6,6 +6,7 @@
 mod arrivals;
 mod audit;
 mod backlog;
+mod batch;
 mod commit;
 mod history;
 mod inbox;
@@ -112,6 +113,8 @@ impl PostgresStore {
         let writing = server.options([
             ("statement_timeout", "10s"),
             ("lock_timeout", "5s"),
+            // The same few statements again and again: planning them took as long as running them.
+            ("plan_cache_mode", "force_generic_plan"),
             // A frozen instance must not hold locks: the others wait for them.
             ("idle_in_transaction_session_timeout", "5s"),
         ]);

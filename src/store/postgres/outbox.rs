@@ -6,6 +6,7 @@ use std::sync::Arc;
 use sqlx::postgres::{PgBindIterExt, PgRow};
 use sqlx::{PgConnection, Row};
 
+use super::batch::Batch;
 use super::history::{EventReader, event_columns};
 use super::rows::{int, read_broker, read_text, read_time, read_time_or_null, read_u32, time};
 use crate::domain::catalogue::Order;
@@ -25,16 +26,73 @@ pub(super) struct Head {
     pub owner: i32,
 }
 
-/// Locks the heads, in the order of their keys; creates those that are missing.
-pub(super) async fn lock_heads(
+/// A transaction with its heads under lock.
+pub(super) struct Begun {
+    pub transaction: Transaction,
+    pub heads: HashMap<HeadKey, Head>,
+    /// Its block of positions, if it will write events.
+    pub block: Option<i64>,
+}
+
+/// Locks the heads, in the order of their keys, and creates those that are missing. Then,
+/// with every head locked, so that positions grow with sequences, draws a block.
+///
+/// # Errors
+/// [`StoreError::LeaseLost`]: the owner has been adopted; nobody can adopt it from here on
+/// until the transaction ends.
+pub(super) async fn begin(
     c: &mut PgConnection,
+    owner: i32,
     keys: &BTreeSet<HeadKey>,
-) -> Result<HashMap<HeadKey, Head>, StoreError> {
-    let mut found = select_heads(c, keys.iter()).await?;
-    let missing: Vec<&HeadKey> = keys.iter().filter(|key| !found.contains_key(*key)).collect();
-    if missing.is_empty() {
-        return Ok(found);
+    events: bool,
+) -> Result<Begun, StoreError> {
+    // One roundtrip, as mostly every head is there.
+    let rows = sqlx::query(
+        "WITH locked AS MATERIALIZED ( \
+           SELECT h.kind, h.id, h.last, h.owner FROM unnest($1::text[], $2::text[]) AS w(kind, id) \
+           JOIN heads AS h ON h.kind = w.kind AND h.id = w.id ORDER BY h.kind, h.id FOR UPDATE OF h), \
+         drawn AS MATERIALIZED ( \
+           SELECT hold_ownership($3), pg_current_xact_id()::text AS xid, pg_backend_pid() AS pid, \
+             CASE WHEN $4 AND found = cardinality($1) THEN next_event_block() END AS block \
+           FROM (SELECT count(*) AS found FROM locked) AS counted) \
+         SELECT xid, pid, block, kind, id, last, owner FROM drawn LEFT JOIN locked ON true",
+    )
+    .bind(keys.iter().map(|key| &*key.kind).bind_iter())
+    .bind(keys.iter().map(|key| &*key.id).bind_iter())
+    .bind(owner)
+    .bind(events)
+    .fetch_all(&mut *c)
+    .await?;
+    let first = rows.first().ok_or_else(|| StoreError::Corrupt("a transaction without an id".into()))?;
+    let transaction = Transaction { xid: first.try_get("xid")?, pid: first.try_get("pid")? };
+    let block = first.try_get("block")?;
+    if keys.is_empty() {
+        return Ok(Begun { transaction, heads: HashMap::new(), block });
     }
+    let mut heads: HashMap<HeadKey, Head> = HashMap::with_capacity(keys.len());
+    for row in &rows {
+        if row.try_get::<Option<&str>, _>("kind")?.is_some() {
+            heads.insert(head_key(row)?, head(row)?);
+        }
+    }
+    if heads.len() == keys.len() {
+        return Ok(Begun { transaction, heads, block });
+    }
+    let missing: Vec<&HeadKey> = keys.iter().filter(|key| !heads.contains_key(*key)).collect();
+    create_heads(c, &missing, &mut heads).await?;
+    let block = if events {
+        Some(sqlx::query("SELECT next_event_block() AS block").fetch_one(c).await?.try_get("block")?)
+    } else {
+        None
+    };
+    Ok(Begun { transaction, heads, block })
+}
+
+async fn create_heads(
+    c: &mut PgConnection,
+    missing: &[&HeadKey],
+    heads: &mut HashMap<HeadKey, Head>,
+) -> Result<(), StoreError> {
     // Waits for whoever is creating the same one.
     let rows = sqlx::query(
         "INSERT INTO heads (kind, id, last) SELECT kind, id, 0 FROM unnest($1::text[], $2::text[]) AS w(kind, id) \
@@ -45,56 +103,48 @@ pub(super) async fn lock_heads(
     .fetch_all(&mut *c)
     .await?;
     for row in &rows {
-        found.insert(head_key(row)?, Head::default());
+        heads.insert(head_key(row)?, Head::default());
     }
-    let others: Vec<&HeadKey> = missing.into_iter().filter(|key| !found.contains_key(*key)).collect();
-    if !others.is_empty() {
-        found.extend(select_heads(c, others.into_iter()).await?);
+    let others = || missing.iter().filter(|key| !heads.contains_key(**key));
+    if others().next().is_none() {
+        return Ok(());
     }
-    Ok(found)
-}
-
-async fn select_heads<'k>(
-    c: &mut PgConnection,
-    keys: impl Iterator<Item = &'k HeadKey> + Clone,
-) -> Result<HashMap<HeadKey, Head>, StoreError> {
     let rows = sqlx::query(
         "SELECT h.kind, h.id, h.last, h.owner FROM unnest($1::text[], $2::text[]) AS w(kind, id) \
          JOIN heads AS h ON h.kind = w.kind AND h.id = w.id ORDER BY h.kind, h.id FOR UPDATE OF h",
     )
-    .bind(keys.clone().map(|key| &*key.kind).bind_iter())
-    .bind(keys.map(|key| &*key.id).bind_iter())
+    .bind(others().map(|key| &*key.kind).bind_iter())
+    .bind(others().map(|key| &*key.id).bind_iter())
     .fetch_all(c)
     .await?;
-    rows.iter()
-        .map(|row| Ok((head_key(row)?, Head { last: row.try_get("last")?, owner: row.try_get("owner")? })))
-        .collect()
+    for row in &rows {
+        heads.insert(head_key(row)?, head(row)?);
+    }
+    Ok(())
+}
+
+fn head(row: &PgRow) -> Result<Head, sqlx::Error> {
+    Ok(Head { last: row.try_get("last")?, owner: row.try_get("owner")? })
 }
 
 fn head_key(row: &PgRow) -> Result<HeadKey, sqlx::Error> {
     Ok(HeadKey { kind: read_text(row, "kind")?, id: read_text(row, "id")? })
 }
 
-pub(super) async fn write_heads(
-    c: &mut PgConnection,
-    heads: &BTreeMap<HeadKey, i64>,
-    owner: i32,
-) -> Result<(), StoreError> {
+pub(super) fn write_heads(batch: &mut Batch, heads: &BTreeMap<HeadKey, i64>, owner: i32) {
     if heads.is_empty() {
-        return Ok(());
+        return;
     }
-    sqlx::query(
-        "INSERT INTO heads (kind, id, last, owner) \
+    batch
+        .part(
+            "INSERT INTO heads (kind, id, last, owner) \
          SELECT kind, id, last, $4 FROM unnest($1::text[], $2::text[], $3::bigint[]) AS w(kind, id, last) \
          ON CONFLICT (kind, id) DO UPDATE SET last = excluded.last, owner = excluded.owner",
-    )
-    .bind(heads.keys().map(|key| &*key.kind).bind_iter())
-    .bind(heads.keys().map(|key| &*key.id).bind_iter())
-    .bind(heads.values().copied().bind_iter())
-    .bind(owner)
-    .execute(c)
-    .await?;
-    Ok(())
+        )
+        .bind(heads.keys().map(|key| &*key.kind).bind_iter())
+        .bind(heads.keys().map(|key| &*key.id).bind_iter())
+        .bind(heads.values().copied().bind_iter())
+        .bind(owner);
 }
 
 /// What a transaction is known by outside of it.
@@ -105,37 +155,16 @@ pub(super) struct Transaction {
     pub pid: i32,
 }
 
-/// This transaction and, when it will write events, its block of positions. Call with every
-/// head locked: positions then grow with sequences.
-///
-/// # Errors
-/// [`StoreError::LeaseLost`]: the owner has been adopted; nobody can adopt it from here on
-/// until the transaction ends.
-pub(super) async fn draw(
-    c: &mut PgConnection,
-    owner: i32,
-    events: bool,
-) -> Result<(Transaction, Option<i64>), StoreError> {
-    let row = sqlx::query(
-        "SELECT hold_ownership($1), pg_current_xact_id()::text AS xid, pg_backend_pid() AS pid, \
-           CASE WHEN $2 THEN next_event_block() END AS block",
-    )
-    .bind(owner)
-    .bind(events)
-    .fetch_one(c)
-    .await?;
-    Ok((Transaction { xid: row.try_get("xid")?, pid: row.try_get("pid")? }, row.try_get("block")?))
-}
-
-pub(super) async fn write_events(c: &mut PgConnection, events: &[Arc<Event>]) -> Result<(), StoreError> {
+pub(super) fn write_events(batch: &mut Batch, events: &[Arc<Event>]) {
     if events.is_empty() {
-        return Ok(());
+        return;
     }
     let tags = events
         .iter()
         .map(|event| (!event.tags.is_empty()).then(|| serde_json::to_string(&event.tags).unwrap_or_default()));
     let payloads = events.iter().map(|event| std::str::from_utf8(&event.payload.json).unwrap_or_default());
-    sqlx::query(
+    batch
+        .part(
         "INSERT INTO events (position, event_id, event_type, aggregate, aggregate_id, sequence, user_id, user_offset, \
            occurred_at, correlation_id, causation_id, tags, traceparent, payload) \
          SELECT position, event_id, event_type, aggregate, aggregate_id, sequence, user_id, user_offset, occurred_at, \
@@ -160,36 +189,31 @@ pub(super) async fn write_events(c: &mut PgConnection, events: &[Arc<Event>]) ->
     .bind(events.iter().map(|event| event.causation_id.map(|id| id.0)).bind_iter())
     .bind(tags.bind_iter())
     .bind(events.iter().map(|event| event.traceparent.as_deref()).bind_iter())
-    .bind(payloads.bind_iter())
-    .execute(c)
-    .await?;
-    Ok(())
+    .bind(payloads.bind_iter());
 }
 
-pub(super) async fn write_legs(c: &mut PgConnection, legs: &[NewLeg], owner: i32) -> Result<(), StoreError> {
+pub(super) fn write_legs(batch: &mut Batch, legs: &[NewLeg], owner: i32) {
     if legs.is_empty() {
-        return Ok(());
+        return;
     }
-    sqlx::query(
-        "INSERT INTO legs (position, broker, state, bucket, attempts, at, skip, owner) \
+    batch
+        .part(
+            "INSERT INTO legs (position, broker, state, bucket, attempts, at, skip, owner) \
          SELECT position, broker, state, bucket, 0, at, skip, $7 \
          FROM unnest($1::bigint[], $2::smallint[], $3::smallint[], $4::smallint[], $5::timestamptz[], $6::smallint[]) \
            AS w(position, broker, state, bucket, at, skip)",
-    )
-    .bind(legs.iter().map(|leg| leg.position).bind_iter())
-    .bind(legs.iter().map(|leg| leg.broker as i16).bind_iter())
-    .bind(legs.iter().map(|leg| leg.state() as i16).bind_iter())
-    .bind(legs.iter().map(|leg| i16::from(leg.bucket)).bind_iter())
-    .bind(legs.iter().map(|leg| time(leg.at)).bind_iter())
-    .bind(legs.iter().map(|leg| leg.skip.map(|reason| reason as i16)).bind_iter())
-    .bind(owner)
-    .execute(c)
-    .await?;
-    Ok(())
+        )
+        .bind(legs.iter().map(|leg| leg.position).bind_iter())
+        .bind(legs.iter().map(|leg| leg.broker as i16).bind_iter())
+        .bind(legs.iter().map(|leg| leg.state() as i16).bind_iter())
+        .bind(legs.iter().map(|leg| i16::from(leg.bucket)).bind_iter())
+        .bind(legs.iter().map(|leg| time(leg.at)).bind_iter())
+        .bind(legs.iter().map(|leg| leg.skip.map(|reason| reason as i16)).bind_iter())
+        .bind(owner);
 }
 
 /// One statement a window. Of several marks of one leg the last counts; a done leg stays.
-pub(super) async fn mark_legs(c: &mut PgConnection, marks: &[LegMark]) -> Result<(), StoreError> {
+pub(super) fn mark_legs(batch: &mut Batch, marks: &[LegMark]) {
     let mut last: BTreeMap<(i64, i16), &LegMark> = BTreeMap::new();
     for mark in marks {
         let entry = last.entry((mark.position, mark.broker as i16)).or_insert(mark);
@@ -198,33 +222,31 @@ pub(super) async fn mark_legs(c: &mut PgConnection, marks: &[LegMark]) -> Result
         }
     }
     if last.is_empty() {
-        return Ok(());
+        return;
     }
     let marks = || last.values().copied();
-    sqlx::query(
-        "UPDATE legs AS l SET state = w.state, attempts = w.attempts, at = w.at, partition = w.partition, \
+    batch
+        .part(
+            "UPDATE legs AS l SET state = w.state, attempts = w.attempts, at = w.at, partition = w.partition, \
            \"offset\" = w.\"offset\", next_at = w.next_at, skip = w.skip, error = w.error \
          FROM unnest($1::bigint[], $2::smallint[], $3::smallint[], $4::integer[], $5::timestamptz[], $6::integer[], \
            $7::bigint[], $8::timestamptz[], $9::smallint[], $10::text[]) \
            AS w(position, broker, state, attempts, at, partition, \"offset\", next_at, skip, error) \
          WHERE l.position = w.position AND l.broker = w.broker AND l.state <> 1",
-    )
-    .bind(marks().map(|mark| mark.position).bind_iter())
-    .bind(marks().map(|mark| mark.broker as i16).bind_iter())
-    .bind(marks().map(|mark| mark.state as i16).bind_iter())
-    .bind(marks().map(|mark| int(mark.attempts)).bind_iter())
-    .bind(marks().map(|mark| time(mark.at)).bind_iter())
-    .bind(marks().map(|mark| mark.partition).bind_iter())
-    .bind(marks().map(|mark| mark.offset).bind_iter())
-    .bind(marks().map(|mark| mark.next_at.map(time)).bind_iter())
-    .bind(marks().map(|mark| mark.skip.map(|reason| reason as i16)).bind_iter())
-    .bind(marks().map(|mark| mark.error.as_ref().map(|error| error.replace('\0', "\u{fffd}"))).bind_iter())
-    .execute(c)
-    .await?;
-    Ok(())
+        )
+        .bind(marks().map(|mark| mark.position).bind_iter())
+        .bind(marks().map(|mark| mark.broker as i16).bind_iter())
+        .bind(marks().map(|mark| mark.state as i16).bind_iter())
+        .bind(marks().map(|mark| int(mark.attempts)).bind_iter())
+        .bind(marks().map(|mark| time(mark.at)).bind_iter())
+        .bind(marks().map(|mark| mark.partition).bind_iter())
+        .bind(marks().map(|mark| mark.offset).bind_iter())
+        .bind(marks().map(|mark| mark.next_at.map(time)).bind_iter())
+        .bind(marks().map(|mark| mark.skip.map(|reason| reason as i16)).bind_iter())
+        .bind(marks().map(|mark| mark.error.as_ref().map(|error| error.replace('\0', "\u{fffd}"))).bind_iter());
 }
 
-pub(super) async fn write_ends(c: &mut PgConnection, ends: &[BrokerEnd]) -> Result<(), StoreError> {
+pub(super) fn write_ends(batch: &mut Batch, ends: &[BrokerEnd]) {
     // One row a log, the furthest: a statement may not touch a row twice.
     let mut furthest: BTreeMap<(i16, &str, i32), i64> = BTreeMap::new();
     for end in ends {
@@ -232,20 +254,18 @@ pub(super) async fn write_ends(c: &mut PgConnection, ends: &[BrokerEnd]) -> Resu
         *entry = (*entry).max(end.end);
     }
     if furthest.is_empty() {
-        return Ok(());
+        return;
     }
-    sqlx::query(
-        "INSERT INTO broker_ends (broker, log, partition, \"end\") \
+    batch
+        .part(
+            "INSERT INTO broker_ends (broker, log, partition, \"end\") \
          SELECT * FROM unnest($1::smallint[], $2::text[], $3::integer[], $4::bigint[]) \
          ON CONFLICT (broker, log, partition) DO UPDATE SET \"end\" = greatest(broker_ends.\"end\", excluded.\"end\")",
-    )
-    .bind(furthest.keys().map(|(broker, ..)| *broker).bind_iter())
-    .bind(furthest.keys().map(|(_, log, _)| *log).bind_iter())
-    .bind(furthest.keys().map(|(.., partition)| *partition).bind_iter())
-    .bind(furthest.values().copied().bind_iter())
-    .execute(c)
-    .await?;
-    Ok(())
+        )
+        .bind(furthest.keys().map(|(broker, ..)| *broker).bind_iter())
+        .bind(furthest.keys().map(|(_, log, _)| *log).bind_iter())
+        .bind(furthest.keys().map(|(.., partition)| *partition).bind_iter())
+        .bind(furthest.values().copied().bind_iter());
 }
 
 pub(super) async fn ends(c: &mut PgConnection) -> Result<Vec<BrokerEnd>, StoreError> {
