@@ -11,6 +11,8 @@ use tokio::task::JoinHandle;
 
 const STREAM: &str = "COMMANDS_JOB";
 const SUBJECT: &str = "commands.job.submit.external";
+/// Their durable consumer.
+const WORKERS: &str = "bench-workers";
 const BATCH: usize = 256;
 
 /// Running workers; they end when dropped.
@@ -29,13 +31,13 @@ impl Workers {
         let client = async_nats::connect(servers).await.expect("a connection");
         let stream = async_nats::jetstream::new(client).get_stream(STREAM).await.expect("it is there");
         let config = pull::Config {
-            durable_name: Some("bench-workers".to_owned()),
+            durable_name: Some(WORKERS.to_owned()),
             filter_subject: SUBJECT.to_owned(),
             ..pull::Config::default()
         };
-        let consumer = stream.get_or_create_consumer("bench-workers", config).await.expect("a consumer");
+        let consumer = stream.get_or_create_consumer(WORKERS, config).await.expect("a consumer");
         let taken = Arc::new(AtomicU64::new(0));
-        let task = event_gateway::task::spawn("bench-workers", take(consumer, taken.clone()));
+        let task = event_gateway::task::spawn(WORKERS, take(consumer, taken.clone()));
         Some(Self { taken, task })
     }
 

@@ -191,11 +191,17 @@ impl Drop for UserSlot {
 impl Shared {
     /// Delivers to whoever is there.
     pub fn deliver(&self, update: &Arc<super::Update>) -> Published {
-        let mut published = self.deliver_numbered(update);
-        if let Some((channel, None)) = update.job_channel()
-            && let Some(room) = self.hub.room(&channel)
-        {
-            published = published.max(room.pass(&update.passing_frame(&channel.to_string()), self));
+        let job = update.job_channel();
+        let mut published = match &job {
+            Some((channel, Some(offset))) => self.deliver_at(channel, *offset, update),
+            Some((channel, None)) => match self.hub.room(channel) {
+                Some(room) => room.pass(&update.passing_frame(&channel.to_string()), self),
+                None => Published::Nobody,
+            },
+            None => Published::Nobody,
+        };
+        if let Some((channel, offset)) = update.user_channel() {
+            published = published.max(self.deliver_at(&channel, offset, update));
         }
         if update.event_type.audience.operator && self.tell_operators(update) {
             published = published.max(Published::Sent);
@@ -206,13 +212,12 @@ impl Shared {
     /// Delivers to channels in which it has an offset, by which repeats are known.
     pub fn deliver_numbered(&self, update: &Arc<super::Update>) -> Published {
         let job = update.job_channel().and_then(|(channel, offset)| Some((channel, offset?)));
-        let mut published = Published::Nobody;
-        for (channel, offset) in job.into_iter().chain(update.user_channel()) {
-            if let Some(room) = self.hub.room(&channel) {
-                published = published.max(self.offer(&room, update, offset));
-            }
-        }
-        published
+        let channels = job.into_iter().chain(update.user_channel());
+        channels.map(|(channel, offset)| self.deliver_at(&channel, offset, update)).max().unwrap_or(Published::Nobody)
+    }
+
+    fn deliver_at(&self, channel: &Channel, offset: i64, update: &Arc<super::Update>) -> Published {
+        self.hub.room(channel).map_or(Published::Nobody, |room| self.offer(&room, update, offset))
     }
 
     pub fn offer(&self, room: &Room, update: &Arc<super::Update>, offset: i64) -> Published {
