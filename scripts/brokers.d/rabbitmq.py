@@ -70,7 +70,8 @@ class RabbitMq(Component):
             self.processes[node].launch(["epmd", "-port", self.epmd_port], env=env, cwd=self.directory)
             return
         (self.directory / f"{node}.conf").write_text((SHARED / "rabbitmq.conf").read_text() + self.own_settings(node))
-        self.processes[node].launch([PROGRAMS / "rabbitmq-server"], env=self.environment(node), cwd=self.directory)
+        server = [PROGRAMS / "rabbitmq-server"]
+        self.processes[node].launch(server, env=self.environment(node), cwd=self.directory, yields=True)
 
     def own_settings(self, node):
         lines = [f"listeners.tcp.1 = 127.0.0.1:{self.port(node)}",

@@ -10,7 +10,7 @@ settings! {
         /// Events a lane holds in memory; behind that it reads from the store.
         lane_capacity: usize = "8192",
         /// Messages published, confirmed and marked together, at most.
-        window: usize = "256",
+        window: usize = "512",
         /// The least time between windows of a lane that are not full, on real brokers: fuller
         /// windows cost brokers and database less. The first after a pause goes at once.
         spacing: Duration = "25ms",
