@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::Plan;
 use crate::beside::Beside;
 use crate::load::{Load, Report};
-use crate::process::{Commits, Gateway};
+use crate::process::{Commits, Gateway, percentiles};
 use crate::woken::Workers;
 
 /// The long measurement is repeated at a lower rate so many times, should it lag.
@@ -29,6 +29,10 @@ struct Step {
     commits: Commits,
     /// Sockets that were told to start again from a snapshot.
     resyncs: f64,
+    /// 99th percentiles in milliseconds: a window to its last confirm, by broker; from the commit of
+    /// an event to that of its effect, by consumer.
+    publish: Vec<(String, f64)>,
+    consume: Vec<(String, f64)>,
     /// Commands that workers took from JetStream, where some do.
     commands: Option<u64>,
 }
@@ -72,16 +76,7 @@ pub async fn sustained(plan: &Plan, data_dir: &Path) -> f64 {
         let step = offer(plan, &gateway, workers.as_ref(), low, 3 * plan.step).await;
         let ok = step.keeps_up(low);
         print(&step, low, if ok { "sustained" } else { "lags after all" });
-        println!(
-            "            CPU a job: gateway {:.0} us, generator with its sockets {:.0} us{}; gateway {:.2} processors; {:.0} events and {:.1} jobs a COMMIT of {:.1} ms",
-            step.cpu / step.report.accepted as f64 * 1e6,
-            step.report.cpu_seconds / step.report.accepted as f64 * 1e6,
-            step.others,
-            step.cpu / step.seconds,
-            step.commits.events / step.commits.count,
-            step.report.accepted as f64 / step.commits.count,
-            step.commits.seconds / step.commits.count * 1e3,
-        );
+        print_more(&step);
         if ok || again == AGAIN {
             break;
         }
@@ -98,6 +93,7 @@ pub async fn screen(plan: &Plan, data_dir: &Path, rate: f64) {
     let workers = Workers::start().await;
     let step = offer(plan, &gateway, workers.as_ref(), rate, Duration::from_secs(plan.seconds.min(30))).await;
     print(&step, rate, "half");
+    print_more(&step);
     gateway.stop().await;
 }
 
@@ -126,6 +122,8 @@ async fn offer(plan: &Plan, gateway: &Gateway, workers: Option<&Workers>, rate: 
         cpu: gateway.cpu_seconds() - cpu,
         seconds: start.elapsed().as_secs_f64(),
         commits: Commits::between(&before, &after),
+        publish: percentiles(&before, &after, "publish_seconds"),
+        consume: percentiles(&before, &after, "consume_seconds"),
         commands: workers.zip(taken).map(|(workers, before)| workers.taken() - before),
         resyncs: after.sum("socket_resyncs_total") - before.sum("socket_resyncs_total"),
     }
@@ -161,4 +159,23 @@ fn print(step: &Step, rate: f64, verdict: &str) {
         step.legs,
         step.unconsumed,
     );
+}
+
+fn print_more(step: &Step) {
+    let jobs = step.report.accepted as f64;
+    println!(
+        "            CPU a job: gateway {:.0} us, generator with its sockets {:.0} us{}; gateway {:.2} processors; {:.0} events and {:.1} jobs a COMMIT of {:.1} ms",
+        step.cpu / jobs * 1e6,
+        step.report.cpu_seconds / jobs * 1e6,
+        step.others,
+        step.cpu / step.seconds,
+        step.commits.events / step.commits.count,
+        jobs / step.commits.count,
+        step.commits.seconds / step.commits.count * 1e3,
+    );
+    let list = |of: &[(String, f64)]| {
+        let of: Vec<_> = of.iter().map(|(name, ms)| format!("{name} {ms:.0} ms")).collect();
+        of.join(", ")
+    };
+    println!("            P99: published {}; commit to consumed {}", list(&step.publish), list(&step.consume));
 }

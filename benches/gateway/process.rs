@@ -1,5 +1,6 @@
 //! The gateway as users run it: the release binary in a process of its own.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -143,6 +144,44 @@ impl Metrics {
         };
         behind("audit").max(behind("metrics"))
     }
+}
+
+/// What the histogram `event_gateway_{name}` has taken between two readings: for each value of
+/// its label the 99th percentile in milliseconds, between two bounds by proportion.
+pub fn percentiles(before: &Metrics, after: &Metrics, name: &str) -> Vec<(String, f64)> {
+    let counts = |metrics: &Metrics| {
+        let mut counts: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
+        for line in metrics.0.lines() {
+            let bucket = || {
+                let rest = line.strip_prefix("event_gateway_")?.strip_prefix(name)?.strip_prefix("_bucket{")?;
+                let (labels, count) = rest.split_once("} ")?;
+                let (label, bound) = labels.split_once(",le=")?;
+                let label = label.split('"').nth(1)?.to_owned();
+                Some((label, bound.trim_matches('"').parse().ok()?, count.parse().ok()?))
+            };
+            if let Some((label, bound, count)) = bucket() {
+                counts.entry(label).or_default().push((bound, count));
+            }
+        }
+        counts
+    };
+    let earlier = counts(before);
+    let mut found = Vec::new();
+    for (label, mut buckets) in counts(after) {
+        for ((_, count), (_, was)) in buckets.iter_mut().zip(earlier.get(&label).into_iter().flatten()) {
+            *count -= was;
+        }
+        let wanted = buckets.last().map_or(0.0, |(_, all)| all * 0.99);
+        let Some(at) = buckets.iter().position(|(_, count)| *count >= wanted).filter(|_| wanted > 0.0) else {
+            continue;
+        };
+        let (below, fewer) = if at == 0 { (0.0, 0.0) } else { buckets[at - 1] };
+        let (bound, count) = buckets[at];
+        // Beyond the last bound nothing more is known.
+        let bound = if bound.is_finite() { bound } else { below };
+        found.push((label, 1e3 * (below + (bound - below) * (wanted - fewer) / (count - fewer))));
+    }
+    found
 }
 
 /// What a commit carried between two readings.
