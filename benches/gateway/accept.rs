@@ -43,9 +43,6 @@ pub async fn run(plan: &Plan, data_dir: &Path) -> f64 {
     };
     measure("half     ", &gateway, &Load { connections: 256, rate: Some(knee.rate / 2.0), ..load }).await;
     gateway.stop().await;
-    if plan.external {
-        return knee.rate;
-    }
     let bare = bare::run(batch, plan.users).await;
     println!(
         "  bare loop: {:.0} jobs/s in batches of {batch}, {:.0} us CPU a job; the knee is {:.0} % of it",

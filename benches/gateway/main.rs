@@ -36,8 +36,6 @@ pub struct Plan {
     /// In the store before.
     pub jobs: usize,
     pub users: usize,
-    /// The store is no file of ours: there is no bare loop beside it.
-    pub external: bool,
     /// The first rate that (b) offers.
     pub start_rate: f64,
     /// Requests in flight of (a), instead of trying some: to compare two stores or binaries.
@@ -56,7 +54,6 @@ impl Plan {
             try_seconds: if quick { 1 } else { 3 },
             step: Duration::from_secs(if quick { 4 } else { 8 }),
             jobs: number("--jobs").unwrap_or(if quick { 10_000 } else { 100_000 }),
-            external: std::env::var_os("GATEWAY__STORE__URL").is_some(),
             users: number("--users").unwrap_or(500),
             start_rate: number("--rate").unwrap_or(2_500) as f64,
             in_flight: number("--in-flight"),

@@ -1,79 +1,57 @@
-//! The baseline: a loop that writes to the same disk what the gateway writes for a
-//! submission (job, two events, four legs, three heads), in the same statements and batch
-//! sizes, and does nothing else.
+//! To SQLite, as the embedded store is set.
 
 use std::fmt::Write as _;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
+use event_gateway::domain::Event;
+use event_gateway::domain::factory::EventFactory;
 use event_gateway::domain::job::Job;
-use event_gateway::domain::{Event, EventDraft, Origin};
 use event_gateway::store::Store;
-use event_gateway::store::plan::bucket;
 use event_gateway::store::sqlite::SqliteStore;
 use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{Arguments, AssertSqlSafe, ConnectOptions, Connection, SqliteConnection};
+use tempfile::TempDir;
 
+use super::{Sink, Written, heads, legs};
 use crate::process::{data_dir, store_file};
-use crate::rows;
 
-/// Made before the clock starts.
-const JOBS: usize = 60_000;
-const LIMIT: Duration = Duration::from_secs(20);
-
-pub struct Figures {
-    /// Jobs a second.
-    pub rate: f64,
-    /// Microseconds of CPU a job.
-    pub cpu: f64,
+pub struct File {
+    connection: SqliteConnection,
+    _dir: TempDir,
 }
 
-/// Writes jobs of `users` users, `batch` of them a COMMIT.
-pub async fn run(batch: usize, users: usize) -> Figures {
-    let dir = data_dir();
-    let path = store_file(dir.path());
-    let factory = rows::factory();
-    // For its schema.
-    SqliteStore::open(&path, factory.clone()).await.expect("a store").close().await;
-    let mut connection = SqliteConnectOptions::new()
-        .filename(&path)
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
-        .pragma("cache_size", "-65536")
-        .pragma("wal_autocheckpoint", "4000")
-        .disable_statement_logging()
-        .connect()
-        .await
-        .expect("the same file");
-    let jobs: Vec<(Job, Vec<Event>)> =
-        (0..JOBS).map(|n| numbered(rows::submission(&factory, n, users), n, users)).collect();
-    let (cpu, start) = (crate::beside::own_cpu_seconds(), Instant::now());
-    let mut written = 0;
-    for batch in jobs.chunks(batch.max(1)) {
-        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.expect("nobody else writes");
+impl File {
+    pub async fn open(factory: Arc<EventFactory>) -> Self {
+        let dir = data_dir();
+        let path = store_file(dir.path());
+        // For its schema.
+        SqliteStore::open(&path, factory).await.expect("a store").close().await;
+        let connection = SqliteConnectOptions::new()
+            .filename(&path)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .pragma("cache_size", "-65536")
+            .pragma("wal_autocheckpoint", "4000")
+            .disable_statement_logging()
+            .connect()
+            .await
+            .expect("the same file");
+        Self { connection, _dir: dir }
+    }
+}
+
+impl Sink for File {
+    async fn commit(&mut self, batch: &[Written]) {
+        let mut transaction = self.connection.begin_with("BEGIN IMMEDIATE").await.expect("nobody else writes");
         write(&mut transaction, batch).await.expect("new rows");
         transaction.commit().await.expect("room on the disk");
-        written += batch.len();
-        if start.elapsed() > LIMIT {
-            break;
-        }
     }
-    let seconds = start.elapsed().as_secs_f64();
-    Figures { rate: written as f64 / seconds, cpu: (crate::beside::own_cpu_seconds() - cpu) / written as f64 * 1e6 }
+
+    /// The directory goes with it.
+    async fn end(self) {}
 }
 
-/// Positions, sequences and offsets as the store would give them.
-fn numbered((job, drafts): (Job, Vec<EventDraft>), n: usize, users: usize) -> (Job, Vec<Event>) {
-    let events = drafts.into_iter().enumerate().map(|(index, draft)| Event {
-        position: (2 * n + index + 1) as i64,
-        sequence: 1,
-        user_offset: draft.event_type.audience.user.then_some((n / users + 1) as i64),
-        origin: Origin::default(),
-        draft,
-    });
-    (job, events.collect())
-}
-
-async fn write(connection: &mut SqliteConnection, batch: &[(Job, Vec<Event>)]) -> Result<(), sqlx::Error> {
+async fn write(connection: &mut SqliteConnection, batch: &[Written]) -> Result<(), sqlx::Error> {
     let events: Vec<&Event> = batch.iter().flat_map(|(_, events)| events).collect();
     let jobs: Vec<&Job> = batch.iter().map(|(job, _)| job).collect();
     insert(
@@ -108,17 +86,8 @@ async fn write(connection: &mut SqliteConnection, batch: &[(Job, Vec<Event>)]) -
         },
     )
     .await?;
-    // A head of each aggregate, and one of each user.
-    let mut heads: std::collections::BTreeMap<(&str, &str), i64> = std::collections::BTreeMap::new();
-    for event in &events {
-        heads.insert((&event.event_type.aggregate, &event.aggregate_id), event.sequence);
-        if let Some(offset) = event.user_offset {
-            heads.insert(("user", &event.user_id), offset);
-        }
-    }
-    let heads: Vec<_> = heads.into_iter().collect();
     let upsert = "ON CONFLICT (kind, id) DO UPDATE SET last = excluded.last";
-    insert(connection, "heads (kind, id, last)", 3, upsert, &heads, |args, ((kind, id), last)| {
+    insert(connection, "heads (kind, id, last)", 3, upsert, &heads(&events), |args, ((kind, id), last)| {
         args.add((*kind).to_owned())?;
         args.add((*id).to_owned())?;
         args.add(*last)
@@ -146,22 +115,12 @@ async fn write(connection: &mut SqliteConnection, batch: &[(Job, Vec<Event>)]) -
         },
     )
     .await?;
-    let legs: Vec<(i64, i64, i64, i64, i64)> = events
-        .iter()
-        .flat_map(|event| {
-            event.event_type.brokers().iter().map(|broker| {
-                let skipped = event.skip.iter().any(|(skipped, _)| skipped == broker);
-                let bucket = i64::from(bucket(&event.aggregate_id));
-                (event.position, *broker as i64, i64::from(skipped) * 2, bucket, event.occurred_at.0)
-            })
-        })
-        .collect();
-    insert(connection, "legs (position, broker, state, bucket, at, attempts)", 6, "", &legs, |args, leg| {
-        args.add(leg.0)?;
-        args.add(leg.1)?;
-        args.add(leg.2)?;
-        args.add(leg.3)?;
-        args.add(leg.4)?;
+    insert(connection, "legs (position, broker, state, bucket, at, attempts)", 6, "", &legs(&events), |args, leg| {
+        args.add(leg.position)?;
+        args.add(leg.broker)?;
+        args.add(leg.state)?;
+        args.add(leg.bucket)?;
+        args.add(leg.at)?;
         args.add(0_i64)
     })
     .await
