@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use event_gateway::broker::{Outgoing, PublishError, Publisher, Subscriber};
@@ -27,7 +26,7 @@ pub struct Load {
     /// The last confirmed sequence of each key.
     confirmed: Arc<watch::Sender<Vec<i64>>>,
     /// Publications that were not confirmed.
-    failed: Arc<AtomicUsize>,
+    failed: Arc<watch::Sender<usize>>,
     lanes: Vec<JoinHandle<()>>,
     reader: JoinHandle<()>,
     seen: watch::Receiver<HashMap<Arc<str>, Seen>>,
@@ -51,7 +50,7 @@ fn key(number: usize) -> String {
 impl Load {
     pub fn start(publisher: Arc<dyn Publisher>, subscriber: Arc<dyn Subscriber>) -> Self {
         let confirmed = Arc::new(watch::Sender::new(vec![0; KEYS]));
-        let failed = Arc::new(AtomicUsize::new(0));
+        let failed = Arc::new(watch::Sender::new(0));
         let (stop, stop_reading) = (CancellationToken::new(), CancellationToken::new());
         let lanes = (0..LANES)
             .map(|lane| {
@@ -80,9 +79,11 @@ impl Load {
         }
     }
 
-    /// How often something was not confirmed.
-    pub fn failures(&self) -> usize {
-        self.failed.load(Ordering::Relaxed)
+    /// Waits until something more is not confirmed.
+    pub async fn fails(&self) {
+        let mut failed = self.failed.subscribe();
+        let news = tokio::time::timeout(RECOVERY, failed.changed()).await;
+        assert!(news.is_ok(), "everything is confirmed for {RECOVERY:?}");
     }
 
     /// Ends it and waits until the reader has everything that was confirmed. Panics unless
@@ -122,7 +123,7 @@ struct Lane {
     publisher: Arc<dyn Publisher>,
     keys: Vec<usize>,
     confirmed: Arc<watch::Sender<Vec<i64>>>,
-    failed: Arc<AtomicUsize>,
+    failed: Arc<watch::Sender<usize>>,
 }
 
 impl Lane {
@@ -139,7 +140,7 @@ impl Lane {
                             *next = outgoing(*number, next.event.sequence + 1);
                         }
                         Err(PublishError::Down(_) | PublishError::Transient(_)) => {
-                            self.failed.fetch_add(1, Ordering::Relaxed);
+                            self.failed.send_modify(|failed| *failed += 1);
                         }
                         Err(wrong) => panic!("key {number}: {wrong}"),
                     }
