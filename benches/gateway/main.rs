@@ -1,7 +1,7 @@
 //! The gateway as it is used: the release binary, HTTP with JWTs, sockets; the generator in
 //! a process of its own, which is this binary called again.
 //!
-//! `cargo bench --bench gateway -- [accept|sustained|worker|million] [--quick] [--seconds N]
+//! `cargo bench --bench gateway -- [accept|sustained|screen|worker|million] [--quick] [--seconds N]
 //! [--jobs N] [--users N] [--rate N] [--in-flight N]`; without a name everything. BENCH_GATEWAY names another
 //! binary to measure, GATEWAY__* settings are passed on (`scripts/bench external` sets real brokers),
 //! BENCH_BESIDE names processes whose CPU is shown, too.
@@ -94,6 +94,11 @@ async fn run(wanted: Option<&str>, plan: &Plan) {
             println!("worker API");
             worker::run(plan, dir.path()).await;
         }
+    }
+    if wanted == Some("screen") {
+        let dir = filled(plan, plan.jobs).await;
+        println!("(c) submit to screen at {} jobs/s, {} users with a socket each", plan.start_rate, plan.users);
+        live::screen(plan, dir.path(), plan.start_rate).await;
     }
     if wants("million") {
         let dir = filled(plan, 10 * plan.jobs).await;
