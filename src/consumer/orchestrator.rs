@@ -121,7 +121,10 @@ pub fn declaration() -> Declaration {
         name: "orchestrator",
         source: Source::Queue {
             name: "job-events-api".into(),
-            bindings: vec![("job.events".into(), "job.#".into())],
+            // No more than it handles: a quorum queue keeps everything three times.
+            bindings: ["job.completed", "job.failed", "job.cancelled"]
+                .map(|key| ("job.events".into(), key.into()))
+                .into(),
             exclusive: false,
         },
         consumes: &[("job.completed", SUMMARY), ("job.failed", SUMMARY), ("job.cancelled", SUMMARY)],
