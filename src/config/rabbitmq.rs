@@ -13,7 +13,8 @@ settings! {
         /// embedded or external. Empty: as brokers.mode.
         mode: Option<BrokerMode> = "",
         /// A URL for each node: amqp://USER:PASSWORD@HOST:PORT/VHOST, or amqps:// for TLS. The
-        /// virtual host / is written %2f.
+        /// virtual host / is written %2f. Tried in this order: name first the node that leads the
+        /// queues, which is the one they were declared at.
         urls: AmqpUrls = "amqp://guest:guest@127.0.0.1:5672/%2f",
         /// PEM file with the authorities that may have signed the servers' certificates. Empty:
         /// those of the system.

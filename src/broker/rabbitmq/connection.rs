@@ -195,8 +195,9 @@ struct Supervisor {
 impl Supervisor {
     async fn run(mut self, stop: CancellationToken) {
         let nodes = self.options.nodes.len();
-        // Instances spread over the nodes.
-        let mut node = rand::random_range(0..nodes);
+        // Queues are led by the node that they were declared at: the first named, as a rule. There
+        // messages need no way between nodes.
+        let mut node = 0;
         let mut failures = 0;
         loop {
             let opened = tokio::select! {
