@@ -38,6 +38,9 @@ const DUTY: Duty = Duty { name: "overdue", lease: Duration::from_secs(90) };
 /// Of one consumer at a time, so that the duty's lease outlasts all of them.
 const SLICE: Duration = Duration::from_secs(15);
 const PAGE: u32 = 500;
+/// What was accepted in a rush is looked through later, beside other requests: this much of the
+/// time, for each page as many times as it took, the store is left to them.
+const OTHERS: u32 = 4;
 /// Events kept in mind whose leg is open, or whose consumer has not come so far: beyond so
 /// many the search waits for them.
 const WAITING: usize = 4_096;
@@ -195,8 +198,7 @@ impl Search {
             if began.elapsed() > SLICE {
                 return Ok(true);
             }
-            // Half of the time is the others'.
-            stop.run_until_cancelled(tokio::time::sleep(asked.elapsed())).await;
+            stop.run_until_cancelled(tokio::time::sleep(OTHERS * asked.elapsed())).await;
         }
     }
 
