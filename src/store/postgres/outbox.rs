@@ -66,9 +66,6 @@ pub(super) async fn begin(
     let first = rows.first().ok_or_else(|| StoreError::Corrupt("a transaction without an id".into()))?;
     let transaction = Transaction { xid: first.try_get("xid")?, pid: first.try_get("pid")? };
     let block = first.try_get("block")?;
-    if keys.is_empty() {
-        return Ok(Begun { transaction, heads: HashMap::new(), block });
-    }
     let mut heads: HashMap<HeadKey, Head> = HashMap::with_capacity(keys.len());
     for row in &rows {
         if row.try_get::<Option<&str>, _>("kind")?.is_some() {
@@ -79,36 +76,53 @@ pub(super) async fn begin(
         return Ok(Begun { transaction, heads, block });
     }
     let missing: Vec<&HeadKey> = keys.iter().filter(|key| !heads.contains_key(*key)).collect();
-    create_heads(c, &missing, &mut heads).await?;
-    let block = if events {
-        Some(sqlx::query("SELECT next_event_block() AS block").fetch_one(c).await?.try_get("block")?)
-    } else {
-        None
-    };
+    let mut block = create_heads(c, &missing, &mut heads, events).await?;
+    if heads.len() < keys.len() {
+        lock_created(c, &missing, &mut heads).await?;
+        if events {
+            block = Some(sqlx::query("SELECT next_event_block() AS block").fetch_one(c).await?.try_get("block")?);
+        }
+    }
     Ok(Begun { transaction, heads, block })
 }
 
+/// Creates heads; where nobody else did, also draws the block.
 async fn create_heads(
     c: &mut PgConnection,
     missing: &[&HeadKey],
     heads: &mut HashMap<HeadKey, Head>,
-) -> Result<(), StoreError> {
+    events: bool,
+) -> Result<Option<i64>, StoreError> {
     // Waits for whoever is creating the same one.
     let rows = sqlx::query(
-        "INSERT INTO heads (kind, id, last) SELECT kind, id, 0 FROM unnest($1::text[], $2::text[]) AS w(kind, id) \
-         ON CONFLICT DO NOTHING RETURNING kind, id",
+        "WITH created AS ( \
+           INSERT INTO heads (kind, id, last) SELECT kind, id, 0 FROM unnest($1::text[], $2::text[]) AS w(kind, id) \
+           ON CONFLICT DO NOTHING RETURNING kind, id), \
+         drawn AS MATERIALIZED ( \
+           SELECT CASE WHEN $3 AND found = cardinality($1) THEN next_event_block() END AS block \
+           FROM (SELECT count(*) AS found FROM created) AS counted) \
+         SELECT block, kind, id FROM drawn LEFT JOIN created ON true",
     )
     .bind(missing.iter().map(|key| &*key.kind).bind_iter())
     .bind(missing.iter().map(|key| &*key.id).bind_iter())
-    .fetch_all(&mut *c)
+    .bind(events)
+    .fetch_all(c)
     .await?;
     for row in &rows {
-        heads.insert(head_key(row)?, Head::default());
+        if row.try_get::<Option<&str>, _>("kind")?.is_some() {
+            heads.insert(head_key(row)?, Head::default());
+        }
     }
+    Ok(rows.first().map(|row| row.try_get("block")).transpose()?.flatten())
+}
+
+/// Locks those that somebody else has just created.
+async fn lock_created(
+    c: &mut PgConnection,
+    missing: &[&HeadKey],
+    heads: &mut HashMap<HeadKey, Head>,
+) -> Result<(), StoreError> {
     let others = || missing.iter().filter(|key| !heads.contains_key(**key));
-    if others().next().is_none() {
-        return Ok(());
-    }
     let rows = sqlx::query(
         "SELECT h.kind, h.id, h.last, h.owner FROM unnest($1::text[], $2::text[]) AS w(kind, id) \
          JOIN heads AS h ON h.kind = w.kind AND h.id = w.id ORDER BY h.kind, h.id FOR UPDATE OF h",
