@@ -77,7 +77,7 @@ class Kafka(Component):
                              self.settings["KAFKA_CLUSTER_ID"], "-c", properties, "--ignore-formatted")
             install.run(tool, self.settings.logs / f"{node}-format.log", f"format the storage of {node}")
         server = self.java("-Xms128m", "-Xmx768m", "kafka.Kafka", properties)
-        self.processes[node].launch(server, cwd=self.directory, yields=True)
+        self.processes[node].launch(server, cwd=self.directory)
 
     def own_properties(self, node, data):
         index = self.index(node)

@@ -42,7 +42,7 @@ class Nats(Component):
                    "-p", self.port(node), "-m", self.monitor(node), "-sd", data, "--cluster_name", CLUSTER,
                    "--cluster", f"nats://127.0.0.1:{self.routes[self.index(node)]}", "--no_advertise",
                    "--routes", routes]
-        self.processes[node].launch(command, cwd=data, yields=True)
+        self.processes[node].launch(command, cwd=data)
 
     def port(self, node):
         return self.settings.ports("NATS{}_PORT")[self.index(node)]

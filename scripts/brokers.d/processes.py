@@ -63,16 +63,6 @@ def children(pid):
     return found
 
 
-def take_half_a_share(pid):
-    """Of the processors, as `cpu_shares` does in Compose. Linux weighs sessions, not processes, and a step
-    of niceness is a quarter."""
-    try:
-        with open(f"/proc/{pid}/autogroup", "w") as file:
-            file.write("3")
-    except OSError:
-        pass  # A kernel without groups of sessions.
-
-
 def resident_mib(pid):
     """Memory of a process and its descendants."""
     total = 0
@@ -102,15 +92,12 @@ class Process:
         fields = stat_fields(pid)
         return int(pid) if fields and fields[0] != "Z" and fields[1] == started else None
 
-    def launch(self, command, env=None, cwd="/", yields=False):
-        """`yields`: to the gateway and its database, where processors are short."""
+    def launch(self, command, env=None, cwd="/"):
         # A log from an earlier start would explain the wrong failure.
         with open(self.log, "wb") as log:
             child = subprocess.Popen(
                 [str(part) for part in command], env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True)
-        if yields:
-            take_half_a_share(child.pid)
         fields = stat_fields(child.pid)
         if fields:
             self.pid_file.write_text(f"{child.pid} {fields[1]}")

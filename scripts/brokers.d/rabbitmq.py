@@ -71,7 +71,7 @@ class RabbitMq(Component):
             return
         (self.directory / f"{node}.conf").write_text((SHARED / "rabbitmq.conf").read_text() + self.own_settings(node))
         server = [PROGRAMS / "rabbitmq-server"]
-        self.processes[node].launch(server, env=self.environment(node), cwd=self.directory, yields=True)
+        self.processes[node].launch(server, env=self.environment(node), cwd=self.directory)
 
     def own_settings(self, node):
         lines = [f"listeners.tcp.1 = 127.0.0.1:{self.port(node)}",

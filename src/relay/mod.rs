@@ -136,6 +136,6 @@ impl Handoff for Relay {
     }
 
     fn waited(&self, longest: Duration) {
-        self.pressure.set(longest);
+        self.pressure.add(longest);
     }
 }

@@ -7,35 +7,70 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// Requests that are answered sooner do not suffer from what relays do; at twice of it lanes
-/// rest most.
-const CALM: Duration = Duration::from_millis(100);
-/// The longest rest, in times of what the window before took its broker.
+/// Requests that wait less do not suffer from what relays do; at twice of it lanes rest most.
+const CALM: Duration = Duration::from_millis(20);
+/// The longest rest, in times of what the window before took its broker beyond its quickest.
 const MOST: f64 = 4.0;
 const LONGEST: Duration = Duration::from_millis(250);
-/// Windows start twice as far apart as the last one took, but no farther than this: what takes
-/// long because the machine is short of processors gets fuller windows, which need less of them.
+/// A window is followed by half as long again as it took beyond the quickest, before the next
+/// one that is not full: what takes long because the machine is short of processors gets fuller
+/// windows, which need less of them. But windows start no farther apart than this.
+const SPARED: f64 = 0.5;
 const FARTHEST: Duration = Duration::from_millis(250);
-/// A broker that takes longer for a window while requests wait takes the processors from them:
-/// it gets smaller ones, but not smaller than this.
+/// A broker that takes so much beyond its quickest for a window while requests wait takes the
+/// processors from them: it gets smaller ones, but not smaller than this.
 const BRIEF: Duration = Duration::from_millis(25);
 const FEWEST: usize = 32;
+/// The quickest window of so long, or twice as long, counts: it shows the way there and back,
+/// which no rest makes shorter.
+const REMEMBERED: Duration = Duration::from_secs(300);
 
 /// What was told longer ago says nothing about now.
 const RECENT: Duration = Duration::from_secs(1);
+/// How much one COMMIT changes what is known of the last ones: one that was slow by chance is no
+/// reason to rest.
+const WEIGHT: f64 = 0.15;
 
 /// How long requests wait for their COMMIT now.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pressure(Arc<Mutex<Option<(Instant, Duration)>>>);
 
 impl Pressure {
-    /// The wait of the one that waited longest in the last COMMIT; zero when none did.
-    pub fn set(&self, wait: Duration) {
-        *self.0.lock() = Some((Instant::now(), wait));
+    /// The wait of the one that waited longest for a COMMIT; zero when none did.
+    pub fn add(&self, wait: Duration) {
+        let mut known = self.0.lock();
+        let mean = match *known {
+            Some((told, mean)) if told.elapsed() < RECENT => mean.mul_f64(1.0 - WEIGHT) + wait.mul_f64(WEIGHT),
+            _ => wait,
+        };
+        *known = Some((Instant::now(), mean));
     }
 
     fn get(&self) -> Duration {
-        self.0.lock().filter(|(told, _)| told.elapsed() < RECENT).map_or(Duration::ZERO, |(_, wait)| wait)
+        self.0.lock().filter(|(told, _)| told.elapsed() < RECENT).map_or(Duration::ZERO, |(_, mean)| mean)
+    }
+}
+
+/// What the quickest window of late took its broker.
+#[derive(Debug)]
+struct Quickest {
+    now: Duration,
+    before: Duration,
+    since: Instant,
+}
+
+impl Quickest {
+    fn new() -> Self {
+        Self { now: Duration::MAX, before: Duration::MAX, since: Instant::now() }
+    }
+
+    /// How much longer than the quickest this one took.
+    fn beyond(&mut self, took: Duration) -> Duration {
+        if self.since.elapsed() > REMEMBERED {
+            *self = Self { before: self.now, ..Self::new() };
+        }
+        self.now = self.now.min(took);
+        took.saturating_sub(self.now.min(self.before))
     }
 }
 
@@ -47,6 +82,7 @@ pub(super) struct Pace {
     /// Messages of a window: at most, and while requests wait.
     most: usize,
     few: usize,
+    quickest: Quickest,
     /// Windows that are not full start this far apart.
     next: Instant,
     /// Nothing goes out before.
@@ -56,7 +92,7 @@ pub(super) struct Pace {
 impl Pace {
     pub fn new(pressure: Pressure, most: usize, spacing: Duration) -> Self {
         let now = Instant::now();
-        Self { pressure, spacing, most, few: most, next: now, rested: now }
+        Self { pressure, spacing, most, few: most, quickest: Quickest::new(), next: now, rested: now }
     }
 
     /// How many messages the next window may have.
@@ -72,23 +108,24 @@ impl Pace {
     /// A window was published within `took` and has been marked.
     pub fn ended(&mut self, started: Instant, took: Duration) {
         let (now, wait) = (Instant::now(), self.pressure.get());
+        let beyond = self.quickest.beyond(took);
         self.few = match wait > CALM {
-            true if took > BRIEF => (self.few / 2).max(FEWEST.min(self.most)),
+            true if beyond > BRIEF => (self.few / 2).max(FEWEST.min(self.most)),
             _ => (self.few * 2).min(self.most),
         };
-        self.next = started + apart(self.spacing, took);
-        self.rested = now + rest(took, wait);
+        self.next = started + apart(self.spacing, took, beyond);
+        self.rested = now + rest(beyond, wait);
     }
 }
 
 /// How long after the start of a window that took so long the next may start, if not full.
-fn apart(spacing: Duration, took: Duration) -> Duration {
-    if spacing.is_zero() { spacing } else { spacing.max((2 * took).min(FARTHEST)) }
+fn apart(spacing: Duration, took: Duration, beyond: Duration) -> Duration {
+    if spacing.is_zero() { spacing } else { spacing.max((took + beyond.mul_f64(SPARED)).min(FARTHEST)) }
 }
 
-fn rest(took: Duration, wait: Duration) -> Duration {
+fn rest(beyond: Duration, wait: Duration) -> Duration {
     let times = MOST * (wait.as_secs_f64() / CALM.as_secs_f64() - 1.0).clamp(0.0, 1.0);
-    took.mul_f64(times).min(LONGEST)
+    beyond.mul_f64(times).min(LONGEST)
 }
 
 #[cfg(test)]
@@ -109,10 +146,11 @@ mod tests {
 
     #[test]
     fn slow_windows_are_farther_apart() {
-        assert_eq!(apart(25 * MS, 5 * MS), 25 * MS);
-        assert_eq!(apart(25 * MS, 40 * MS), 80 * MS);
-        assert_eq!(apart(25 * MS, 10_000 * MS), FARTHEST);
-        assert_eq!(apart(Duration::ZERO, 40 * MS), Duration::ZERO, "embedded brokers");
+        assert_eq!(apart(25 * MS, 5 * MS, 5 * MS), 25 * MS);
+        assert_eq!(apart(25 * MS, 40 * MS, 40 * MS), 60 * MS);
+        assert_eq!(apart(25 * MS, 40 * MS, Duration::ZERO), 40 * MS, "it is far away");
+        assert_eq!(apart(25 * MS, 10_000 * MS, 10_000 * MS), FARTHEST);
+        assert_eq!(apart(Duration::ZERO, 40 * MS, 40 * MS), Duration::ZERO, "embedded brokers");
     }
 
     #[tokio::test(start_paused = true)]
@@ -131,12 +169,52 @@ mod tests {
         let pressure = Pressure::default();
         let mut pace = Pace::new(pressure.clone(), 8, 10 * MS);
         let start = Instant::now();
-        pressure.set(CALM * 3 / 2);
-        pace.ended(start, 5 * MS);
-        assert_eq!(pace.due(8), start + 10 * MS);
+        pace.ended(start, MS);
+        pressure.add(CALM * 3 / 2);
+        pace.ended(start, 6 * MS);
+        assert_eq!(pace.due(8), start + 10 * MS, "twice what it took beyond the quickest");
         tokio::time::advance(RECENT).await;
-        pace.ended(start, 5 * MS);
+        pace.ended(start, 6 * MS);
         assert_eq!(pace.due(8), start + RECENT, "told too long ago");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_is_far_away_is_not_given_a_rest() {
+        let pressure = Pressure::default();
+        let mut pace = Pace::new(pressure.clone(), 256, MS);
+        pressure.add(2 * CALM);
+        for _ in 0..10 {
+            pressure.add(2 * CALM);
+            let now = Instant::now();
+            pace.ended(now, 4 * BRIEF);
+            assert_eq!(pace.due(256), now);
+            assert_eq!(pace.window(), 256);
+        }
+        let later = Instant::now() + 2 * REMEMBERED + 2 * MS;
+        pace.ended(Instant::now(), MS);
+        pressure.add(2 * CALM);
+        pace.ended(Instant::now(), 4 * BRIEF);
+        assert!(pace.due(256) > Instant::now(), "it has come nearer, so this was not the way");
+        while Instant::now() < later {
+            tokio::time::advance(REMEMBERED + MS).await;
+            pace.ended(Instant::now(), 4 * BRIEF);
+        }
+        pressure.add(2 * CALM);
+        pace.ended(Instant::now(), 4 * BRIEF);
+        assert_eq!(pace.due(256), Instant::now(), "it has moved away");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_slow_commit_is_no_reason_to_rest() {
+        let pressure = Pressure::default();
+        for wait in [2 * MS, 5 * CALM, 2 * MS] {
+            pressure.add(wait);
+        }
+        assert!(pressure.get() < CALM, "{:?}", pressure.get());
+        for _ in 0..20 {
+            pressure.add(2 * CALM);
+        }
+        assert!(pressure.get() > CALM * 3 / 2, "{:?}", pressure.get());
     }
 
     #[tokio::test(start_paused = true)]
@@ -144,9 +222,10 @@ mod tests {
         let pressure = Pressure::default();
         let mut pace = Pace::new(pressure.clone(), 256, MS);
         let now = Instant::now();
+        pace.ended(now, MS);
         pace.ended(now, 10 * BRIEF);
         assert_eq!(pace.window(), 256, "nobody waits");
-        pressure.set(2 * CALM);
+        pressure.add(2 * CALM);
         pace.ended(now, BRIEF);
         assert_eq!(pace.window(), 256, "it is quick");
         for expected in [128, 64, FEWEST, FEWEST] {
@@ -155,7 +234,8 @@ mod tests {
         }
         pace.ended(now, BRIEF);
         assert_eq!(pace.window(), 2 * FEWEST);
-        pressure.set(CALM);
+        tokio::time::advance(RECENT).await;
+        pressure.add(CALM);
         assert_eq!(pace.window(), 256);
     }
 }

@@ -113,11 +113,13 @@ impl Committer {
             closing: CancellationToken::new(),
             metrics: metrics.clone(),
         };
+        let spacing = if store.commits_in_parallel() { SPACING } else { Duration::ZERO };
         let writer = Writer { store, handoff, metrics };
         let (_, no_accepts) = mpsc::unbounded_channel();
         let task = |accepts, background, takes_accepts| Task {
             writer: writer.clone(),
             takes_accepts,
+            spacing,
             batch_rows: options.batch_rows,
             accepts: Source::new(accepts),
             background: Source::new(background),
@@ -280,9 +282,17 @@ impl Source {
     }
 }
 
+/// Where a COMMIT goes to a server, most of what it costs does not depend on what it carries.
+/// So what nobody's answer depends on is committed no more often than this; requests that came
+/// together are followed by a rest as long as their COMMIT took, but not beyond this after its
+/// start. One client alone never waits.
+const SPACING: Duration = Duration::from_millis(8);
+
 struct Task {
     writer: Writer,
     takes_accepts: bool,
+    /// Between the starts of COMMITs: [`SPACING`], or none.
+    spacing: Duration,
     batch_rows: usize,
     accepts: Source,
     background: Source,
@@ -302,6 +312,7 @@ impl Task {
                     }
                 }
             }
+            let started = Instant::now();
             let mut batch = Vec::new();
             let mut used = 0;
             // Accepts first, but a third of the rows is kept for relays and consumers.
@@ -309,11 +320,28 @@ impl Task {
             self.background.take(&mut batch, &mut used, self.batch_rows);
             self.accepts.take(&mut batch, &mut used, self.batch_rows);
             let asked = batch.iter().filter_map(|waiting| waiting.asked).min();
+            let requests = batch.iter().filter(|waiting| waiting.asked.is_some()).count();
             self.writer.commit(batch).await;
             if self.takes_accepts {
                 self.writer.handoff.waited(asked.map_or(Duration::ZERO, |asked| asked.elapsed()));
             }
+            let rest = if self.takes_accepts {
+                rest(self.spacing, requests, started.elapsed())
+            } else {
+                self.spacing.saturating_sub(started.elapsed())
+            };
+            if !rest.is_zero() {
+                self.closing.run_until_cancelled(tokio::time::sleep(rest)).await;
+            }
         }
+    }
+}
+
+/// How long to gather requests after a COMMIT of so many that took so long.
+fn rest(spacing: Duration, requests: usize, took: Duration) -> Duration {
+    match requests {
+        0 | 1 => Duration::ZERO,
+        _ => spacing.saturating_sub(took).min(took),
     }
 }
 
@@ -373,5 +401,20 @@ impl Writer {
                 units.iter().map(|_| Err(CommitError::from(&error))).collect()
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_gathered_only_where_several_came_together() {
+        const MS: Duration = Duration::from_millis(1);
+        assert_eq!(rest(8 * MS, 1, 2 * MS), Duration::ZERO, "one client alone");
+        assert_eq!(rest(8 * MS, 2, 2 * MS), 2 * MS, "as long as it took");
+        assert_eq!(rest(8 * MS, 2, 6 * MS), 2 * MS);
+        assert_eq!(rest(8 * MS, 50, 15 * MS), Duration::ZERO, "it took long enough for more to come");
+        assert_eq!(rest(Duration::ZERO, 50, 2 * MS), Duration::ZERO, "a store in the same process");
     }
 }
