@@ -63,7 +63,7 @@ pub async fn sustained(plan: &Plan, data_dir: &Path) -> f64 {
     while high - low > 150.0_f64.max(low * 0.04) && high >= 100.0 {
         let step = offer(plan, &gateway, workers.as_ref(), rate, plan.step).await;
         let ok = step.keeps_up(rate);
-        print(&step, rate, if ok { "keeps up" } else { "lags" });
+        print(&step, rate, "keeps up", "lags");
         if ok {
             low = rate;
             rate = if high < HIGHEST { (low + high) / 2.0 } else { rate * 1.3 };
@@ -77,7 +77,7 @@ pub async fn sustained(plan: &Plan, data_dir: &Path) -> f64 {
     for again in 0.. {
         let step = offer(plan, &gateway, workers.as_ref(), low, 3 * plan.step).await;
         let ok = step.keeps_up(low);
-        print(&step, low, if ok { "sustained" } else { "lags after all" });
+        print(&step, low, "sustained", "lags after all");
         print_more(&step);
         if ok || again == AGAIN {
             break;
@@ -94,7 +94,7 @@ pub async fn screen(plan: &Plan, data_dir: &Path, rate: f64) {
     let gateway = Gateway::start(data_dir).await;
     let workers = Workers::start().await;
     let step = offer(plan, &gateway, workers.as_ref(), rate, Duration::from_secs(plan.seconds.min(30))).await;
-    print(&step, rate, if step.keeps_up(rate) { "keeps up" } else { "lags" });
+    print(&step, rate, "keeps up", "lags");
     print_more(&step);
     // What is owed now would be published by whoever runs next on the same store.
     gateway.drain(DRAIN).await;
@@ -150,7 +150,8 @@ async fn watch_end(gateway: &Gateway, duration: Duration) -> (u64, u64) {
     least
 }
 
-fn print(step: &Step, rate: f64, verdict: &str) {
+fn print(step: &Step, rate: f64, keeps_up: &str, lags: &str) {
+    let verdict = if step.keeps_up(rate) { keeps_up } else { lags };
     let report = &step.report;
     let commands = step.commands.map(|taken| format!(", {taken} commands taken")).unwrap_or_default();
     println!(

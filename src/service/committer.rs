@@ -322,13 +322,13 @@ impl Task {
             let asked = batch.iter().filter_map(|waiting| waiting.asked).min();
             let requests = batch.iter().filter(|waiting| waiting.asked.is_some()).count();
             self.writer.commit(batch).await;
-            if self.takes_accepts {
-                self.writer.handoff.waited(asked.map_or(Duration::ZERO, |asked| asked.elapsed()));
-            }
-            let rest = if self.takes_accepts {
-                rest(self.spacing, requests, started.elapsed())
-            } else {
-                self.spacing.saturating_sub(started.elapsed())
+            let took = started.elapsed();
+            let rest = match self.takes_accepts {
+                true => {
+                    self.writer.handoff.waited(asked.map_or(Duration::ZERO, |asked| asked.elapsed()));
+                    rest(self.spacing, requests, took)
+                }
+                false => self.spacing.saturating_sub(took),
             };
             if !rest.is_zero() {
                 self.closing.run_until_cancelled(tokio::time::sleep(rest)).await;

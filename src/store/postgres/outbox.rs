@@ -34,6 +34,14 @@ pub(super) struct Begun {
     pub block: Option<i64>,
 }
 
+/// The heads of `$1` and `$2`, locked in the order of their keys.
+macro_rules! locked_heads {
+    () => {
+        "SELECT h.kind, h.id, h.last, h.owner FROM unnest($1::text[], $2::text[]) AS w(kind, id) \
+         JOIN heads AS h ON h.kind = w.kind AND h.id = w.id ORDER BY h.kind, h.id FOR UPDATE OF h"
+    };
+}
+
 /// Locks the heads, in the order of their keys, and creates those that are missing. Then,
 /// with every head locked, so that positions grow with sequences, draws a block.
 ///
@@ -47,16 +55,15 @@ pub(super) async fn begin(
     events: bool,
 ) -> Result<Begun, StoreError> {
     // One roundtrip, as mostly every head is there.
-    let rows = sqlx::query(
-        "WITH locked AS MATERIALIZED ( \
-           SELECT h.kind, h.id, h.last, h.owner FROM unnest($1::text[], $2::text[]) AS w(kind, id) \
-           JOIN heads AS h ON h.kind = w.kind AND h.id = w.id ORDER BY h.kind, h.id FOR UPDATE OF h), \
-         drawn AS MATERIALIZED ( \
+    let rows = sqlx::query(concat!(
+        "WITH locked AS MATERIALIZED (",
+        locked_heads!(),
+        "), drawn AS MATERIALIZED ( \
            SELECT hold_ownership($3), pg_current_xact_id()::text AS xid, pg_backend_pid() AS pid, \
              CASE WHEN $4 AND found = cardinality($1) THEN next_event_block() END AS block \
            FROM (SELECT count(*) AS found FROM locked) AS counted) \
-         SELECT xid, pid, block, kind, id, last, owner FROM drawn LEFT JOIN locked ON true",
-    )
+         SELECT xid, pid, block, kind, id, last, owner FROM drawn LEFT JOIN locked ON true"
+    ))
     .bind(keys.iter().map(|key| &*key.kind).bind_iter())
     .bind(keys.iter().map(|key| &*key.id).bind_iter())
     .bind(owner)
@@ -123,14 +130,11 @@ async fn lock_created(
     heads: &mut HashMap<HeadKey, Head>,
 ) -> Result<(), StoreError> {
     let others = || missing.iter().filter(|key| !heads.contains_key(**key));
-    let rows = sqlx::query(
-        "SELECT h.kind, h.id, h.last, h.owner FROM unnest($1::text[], $2::text[]) AS w(kind, id) \
-         JOIN heads AS h ON h.kind = w.kind AND h.id = w.id ORDER BY h.kind, h.id FOR UPDATE OF h",
-    )
-    .bind(others().map(|key| &*key.kind).bind_iter())
-    .bind(others().map(|key| &*key.id).bind_iter())
-    .fetch_all(c)
-    .await?;
+    let rows = sqlx::query(locked_heads!())
+        .bind(others().map(|key| &*key.kind).bind_iter())
+        .bind(others().map(|key| &*key.id).bind_iter())
+        .fetch_all(c)
+        .await?;
     for row in &rows {
         heads.insert(head_key(row)?, head(row)?);
     }
