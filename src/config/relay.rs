@@ -13,7 +13,7 @@ settings! {
         window: usize = "512",
         /// The least time between windows of a lane that are not full, on real brokers: fuller
         /// windows cost brokers and database less. The first after a pause goes at once.
-        spacing: Duration = "20ms",
+        spacing: Duration = "30ms",
     }
 }
 

@@ -119,7 +119,8 @@ impl Lane {
                     self.publish(window).await;
                     let took = started.elapsed();
                     self.flush_marks(&stop).await;
-                    self.pace.ended(started, took);
+                    let lags = self.parts.inbox.must_read_store();
+                    self.pace.ended(started, took, lags);
                     continue;
                 }
             }

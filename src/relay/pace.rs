@@ -82,6 +82,8 @@ pub(super) struct Pace {
     /// Messages of a window: at most, and while requests wait.
     most: usize,
     few: usize,
+    /// Up to which wait of requests it takes no rest now.
+    calm: Duration,
     quickest: Quickest,
     /// Windows that are not full start this far apart.
     next: Instant,
@@ -92,12 +94,13 @@ pub(super) struct Pace {
 impl Pace {
     pub fn new(pressure: Pressure, most: usize, spacing: Duration) -> Self {
         let now = Instant::now();
-        Self { pressure, spacing, most, few: most, quickest: Quickest::new(), next: now, rested: now }
+        let (few, calm) = (most, 2 * CALM);
+        Self { pressure, spacing, most, few, calm, quickest: Quickest::new(), next: now, rested: now }
     }
 
     /// How many messages the next window may have.
     pub fn window(&self) -> usize {
-        if self.pressure.get() > CALM { self.few } else { self.most }
+        if self.pressure.get() > self.calm { self.few } else { self.most }
     }
 
     /// When the next window may go, with so many that could.
@@ -105,16 +108,19 @@ impl Pace {
         if ready >= self.window() { self.rested } else { self.rested.max(self.next) }
     }
 
-    /// A window was published within `took` and has been marked.
-    pub fn ended(&mut self, started: Instant, took: Duration) {
+    /// A window was published within `took` and has been marked. A lane that does not lag (so much
+    /// that it has to read the store) rests only when requests wait twice as long: at a steady rate
+    /// it would lag for nothing.
+    pub fn ended(&mut self, started: Instant, took: Duration, lags: bool) {
         let (now, wait) = (Instant::now(), self.pressure.get());
+        self.calm = if lags { CALM } else { 2 * CALM };
         let beyond = self.quickest.beyond(took);
-        self.few = match wait > CALM {
+        self.few = match wait > self.calm {
             true if beyond > BRIEF => (self.few / 2).max(FEWEST.min(self.most)),
             _ => (self.few * 2).min(self.most),
         };
         self.next = started + apart(self.spacing, took, beyond);
-        self.rested = now + rest(beyond, wait);
+        self.rested = now + rest(beyond, wait, self.calm);
     }
 }
 
@@ -123,8 +129,8 @@ fn apart(spacing: Duration, took: Duration, beyond: Duration) -> Duration {
     if spacing.is_zero() { spacing } else { spacing.max((took + beyond.mul_f64(SPARED)).min(FARTHEST)) }
 }
 
-fn rest(beyond: Duration, wait: Duration) -> Duration {
-    let times = MOST * (wait.as_secs_f64() / CALM.as_secs_f64() - 1.0).clamp(0.0, 1.0);
+fn rest(beyond: Duration, wait: Duration, calm: Duration) -> Duration {
+    let times = MOST * (wait.as_secs_f64() / calm.as_secs_f64() - 1.0).clamp(0.0, 1.0);
     beyond.mul_f64(times).min(LONGEST)
 }
 
@@ -136,12 +142,12 @@ mod tests {
 
     #[test]
     fn lanes_rest_the_longer_the_more_requests_wait() {
-        assert_eq!(rest(10 * MS, Duration::ZERO), Duration::ZERO);
-        assert_eq!(rest(10 * MS, CALM), Duration::ZERO);
-        assert_eq!(rest(10 * MS, CALM * 5 / 4), 10 * MS);
-        assert_eq!(rest(10 * MS, 2 * CALM), 40 * MS);
-        assert_eq!(rest(10 * MS, 100 * CALM), 40 * MS);
-        assert_eq!(rest(3600 * MS, 100 * CALM), LONGEST);
+        assert_eq!(rest(10 * MS, Duration::ZERO, CALM), Duration::ZERO);
+        assert_eq!(rest(10 * MS, CALM, CALM), Duration::ZERO);
+        assert_eq!(rest(10 * MS, CALM * 5 / 4, CALM), 10 * MS);
+        assert_eq!(rest(10 * MS, 2 * CALM, CALM), 40 * MS);
+        assert_eq!(rest(10 * MS, 100 * CALM, CALM), 40 * MS);
+        assert_eq!(rest(3600 * MS, 100 * CALM, CALM), LONGEST);
     }
 
     #[test]
@@ -159,7 +165,7 @@ mod tests {
         let start = Instant::now();
         assert!(pace.due(1) <= start, "the first goes at once");
         tokio::time::advance(2 * MS).await;
-        pace.ended(start, 2 * MS);
+        pace.ended(start, 2 * MS, true);
         assert_eq!(pace.due(7), start + 10 * MS);
         assert_eq!(pace.due(8), start + 2 * MS);
     }
@@ -169,13 +175,29 @@ mod tests {
         let pressure = Pressure::default();
         let mut pace = Pace::new(pressure.clone(), 8, 10 * MS);
         let start = Instant::now();
-        pace.ended(start, MS);
+        pace.ended(start, MS, true);
         pressure.add(CALM * 3 / 2);
-        pace.ended(start, 6 * MS);
+        pace.ended(start, 6 * MS, true);
         assert_eq!(pace.due(8), start + 10 * MS, "twice what it took beyond the quickest");
         tokio::time::advance(RECENT).await;
-        pace.ended(start, 6 * MS);
+        pace.ended(start, 6 * MS, true);
         assert_eq!(pace.due(8), start + RECENT, "told too long ago");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lane_that_does_not_lag_rests_when_requests_wait_twice_as_long() {
+        for (lags, wait, rests) in
+            [(false, CALM * 2, false), (false, CALM * 3, true), (true, CALM, false), (true, CALM * 3 / 2, true)]
+        {
+            let pressure = Pressure::default();
+            let mut pace = Pace::new(pressure.clone(), 256, MS);
+            let start = Instant::now();
+            pace.ended(start, MS, lags);
+            pressure.add(wait);
+            pace.ended(start, 2 * BRIEF, lags);
+            assert_eq!(pace.due(256) > start, rests, "lags: {lags}, requests wait {wait:?}");
+            assert_eq!(pace.window() < 256, rests, "lags: {lags}, requests wait {wait:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -186,21 +208,21 @@ mod tests {
         for _ in 0..10 {
             pressure.add(2 * CALM);
             let now = Instant::now();
-            pace.ended(now, 4 * BRIEF);
+            pace.ended(now, 4 * BRIEF, true);
             assert_eq!(pace.due(256), now);
             assert_eq!(pace.window(), 256);
         }
         let later = Instant::now() + 2 * REMEMBERED + 2 * MS;
-        pace.ended(Instant::now(), MS);
+        pace.ended(Instant::now(), MS, true);
         pressure.add(2 * CALM);
-        pace.ended(Instant::now(), 4 * BRIEF);
+        pace.ended(Instant::now(), 4 * BRIEF, true);
         assert!(pace.due(256) > Instant::now(), "it has come nearer, so this was not the way");
         while Instant::now() < later {
             tokio::time::advance(REMEMBERED + MS).await;
-            pace.ended(Instant::now(), 4 * BRIEF);
+            pace.ended(Instant::now(), 4 * BRIEF, true);
         }
         pressure.add(2 * CALM);
-        pace.ended(Instant::now(), 4 * BRIEF);
+        pace.ended(Instant::now(), 4 * BRIEF, true);
         assert_eq!(pace.due(256), Instant::now(), "it has moved away");
     }
 
@@ -222,17 +244,17 @@ mod tests {
         let pressure = Pressure::default();
         let mut pace = Pace::new(pressure.clone(), 256, MS);
         let now = Instant::now();
-        pace.ended(now, MS);
-        pace.ended(now, 10 * BRIEF);
+        pace.ended(now, MS, true);
+        pace.ended(now, 10 * BRIEF, true);
         assert_eq!(pace.window(), 256, "nobody waits");
         pressure.add(2 * CALM);
-        pace.ended(now, BRIEF);
+        pace.ended(now, BRIEF, true);
         assert_eq!(pace.window(), 256, "it is quick");
         for expected in [128, 64, FEWEST, FEWEST] {
-            pace.ended(now, 2 * BRIEF);
+            pace.ended(now, 2 * BRIEF, true);
             assert_eq!(pace.window(), expected);
         }
-        pace.ended(now, BRIEF);
+        pace.ended(now, BRIEF, true);
         assert_eq!(pace.window(), 2 * FEWEST);
         tokio::time::advance(RECENT).await;
         pressure.add(CALM);
