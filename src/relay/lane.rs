@@ -111,6 +111,7 @@ impl Lane {
         while !stop.is_cancelled() {
             self.follow_lease();
             self.take_in().await;
+            self.pace.lags(self.parts.inbox.must_read_store());
             let started = Instant::now();
             if self.may_publish(started) {
                 let window = self.keys.window(self.pace.window(), started);
@@ -119,8 +120,7 @@ impl Lane {
                     self.publish(window).await;
                     let took = started.elapsed();
                     self.flush_marks(&stop).await;
-                    let lags = self.parts.inbox.must_read_store();
-                    self.pace.ended(started, took, lags);
+                    self.pace.ended(started, took);
                     continue;
                 }
             }

@@ -2,6 +2,7 @@
 //! requests before relays (docs/decisions/0014).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -31,14 +32,22 @@ const RECENT: Duration = Duration::from_secs(1);
 /// reason to rest.
 const WEIGHT: f64 = 0.15;
 
-/// How long requests wait for their COMMIT now.
+/// What all lanes know of each other and of requests.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Pressure(Arc<Mutex<Option<(Instant, Duration)>>>);
+pub(super) struct Pressure(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// How long requests wait for their COMMIT: when the last was told, and the mean.
+    wait: Mutex<Option<(Instant, Duration)>>,
+    /// Lanes that lag.
+    lagging: AtomicUsize,
+}
 
 impl Pressure {
     /// The wait of the one that waited longest for a COMMIT; zero when none did.
     pub fn add(&self, wait: Duration) {
-        let mut known = self.0.lock();
+        let mut known = self.0.wait.lock();
         let mean = match *known {
             Some((told, mean)) if told.elapsed() < RECENT => mean.mul_f64(1.0 - WEIGHT) + wait.mul_f64(WEIGHT),
             _ => wait,
@@ -46,8 +55,27 @@ impl Pressure {
         *known = Some((Instant::now(), mean));
     }
 
-    fn get(&self) -> Duration {
-        self.0.lock().filter(|(told, _)| told.elapsed() < RECENT).map_or(Duration::ZERO, |(_, mean)| mean)
+    fn wait(&self) -> Duration {
+        self.0.wait.lock().filter(|(told, _)| told.elapsed() < RECENT).map_or(Duration::ZERO, |(_, mean)| mean)
+    }
+
+    /// Up to which wait lanes take no rest. While all keep pace twice as much: at a steady rate
+    /// they would only come to lag.
+    fn calm(&self) -> Duration {
+        if self.0.lagging.load(Ordering::Relaxed) > 0 { CALM } else { 2 * CALM }
+    }
+
+    /// Is the wait so long that lanes rest?
+    fn rests(&self) -> bool {
+        self.wait() > self.calm()
+    }
+
+    /// One lane more that lags, or one less.
+    fn lag(&self, lags: bool) {
+        match lags {
+            true => self.0.lagging.fetch_add(1, Ordering::Relaxed),
+            false => self.0.lagging.fetch_sub(1, Ordering::Relaxed),
+        };
     }
 }
 
@@ -82,8 +110,7 @@ pub(super) struct Pace {
     /// Messages of a window: at most, and while requests wait.
     most: usize,
     few: usize,
-    /// Up to which wait of requests it takes no rest now.
-    calm: Duration,
+    lags: bool,
     quickest: Quickest,
     /// Windows that are not full start this far apart.
     next: Instant,
@@ -94,13 +121,13 @@ pub(super) struct Pace {
 impl Pace {
     pub fn new(pressure: Pressure, most: usize, spacing: Duration) -> Self {
         let now = Instant::now();
-        let (few, calm) = (most, 2 * CALM);
-        Self { pressure, spacing, most, few, calm, quickest: Quickest::new(), next: now, rested: now }
+        let (few, lags) = (most, false);
+        Self { pressure, spacing, most, few, lags, quickest: Quickest::new(), next: now, rested: now }
     }
 
     /// How many messages the next window may have.
     pub fn window(&self) -> usize {
-        if self.pressure.get() > self.calm { self.few } else { self.most }
+        if self.pressure.rests() { self.few } else { self.most }
     }
 
     /// When the next window may go, with so many that could.
@@ -108,19 +135,23 @@ impl Pace {
         if ready >= self.window() { self.rested } else { self.rested.max(self.next) }
     }
 
-    /// A window was published within `took` and has been marked. A lane that does not lag (so much
-    /// that it has to read the store) rests only when requests wait twice as long: at a steady rate
-    /// it would lag for nothing.
-    pub fn ended(&mut self, started: Instant, took: Duration, lags: bool) {
-        let (now, wait) = (Instant::now(), self.pressure.get());
-        self.calm = if lags { CALM } else { 2 * CALM };
+    /// Says whether the lane lags: so much that it has to read the store.
+    pub fn lags(&mut self, lags: bool) {
+        if std::mem::replace(&mut self.lags, lags) != lags {
+            self.pressure.lag(lags);
+        }
+    }
+
+    /// A window was published within `took` and has been marked.
+    pub fn ended(&mut self, started: Instant, took: Duration) {
+        let now = Instant::now();
         let beyond = self.quickest.beyond(took);
-        self.few = match wait > self.calm {
+        self.few = match self.pressure.rests() {
             true if beyond > BRIEF => (self.few / 2).max(FEWEST.min(self.most)),
             _ => (self.few * 2).min(self.most),
         };
         self.next = started + apart(self.spacing, took, beyond);
-        self.rested = now + rest(beyond, wait, self.calm);
+        self.rested = now + rest(beyond, self.pressure.wait(), self.pressure.calm());
     }
 }
 
@@ -165,7 +196,7 @@ mod tests {
         let start = Instant::now();
         assert!(pace.due(1) <= start, "the first goes at once");
         tokio::time::advance(2 * MS).await;
-        pace.ended(start, 2 * MS, true);
+        pace.ended(start, 2 * MS);
         assert_eq!(pace.due(7), start + 10 * MS);
         assert_eq!(pace.due(8), start + 2 * MS);
     }
@@ -174,29 +205,33 @@ mod tests {
     async fn a_full_window_waits_for_requests_too() {
         let pressure = Pressure::default();
         let mut pace = Pace::new(pressure.clone(), 8, 10 * MS);
+        pace.lags(true);
         let start = Instant::now();
-        pace.ended(start, MS, true);
+        pace.ended(start, MS);
         pressure.add(CALM * 3 / 2);
-        pace.ended(start, 6 * MS, true);
+        pace.ended(start, 6 * MS);
         assert_eq!(pace.due(8), start + 10 * MS, "twice what it took beyond the quickest");
         tokio::time::advance(RECENT).await;
-        pace.ended(start, 6 * MS, true);
+        pace.ended(start, 6 * MS);
         assert_eq!(pace.due(8), start + RECENT, "told too long ago");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_lane_that_does_not_lag_rests_when_requests_wait_twice_as_long() {
+    async fn while_no_lane_lags_they_rest_when_requests_wait_twice_as_long() {
         for (lags, wait, rests) in
             [(false, CALM * 2, false), (false, CALM * 3, true), (true, CALM, false), (true, CALM * 3 / 2, true)]
         {
             let pressure = Pressure::default();
+            let mut other = Pace::new(pressure.clone(), 256, MS);
             let mut pace = Pace::new(pressure.clone(), 256, MS);
             let start = Instant::now();
-            pace.ended(start, MS, lags);
+            other.lags(true);
+            other.lags(lags);
+            pace.ended(start, MS);
             pressure.add(wait);
-            pace.ended(start, 2 * BRIEF, lags);
-            assert_eq!(pace.due(256) > start, rests, "lags: {lags}, requests wait {wait:?}");
-            assert_eq!(pace.window() < 256, rests, "lags: {lags}, requests wait {wait:?}");
+            pace.ended(start, 2 * BRIEF);
+            assert_eq!(pace.due(256) > start, rests, "another lags: {lags}, requests wait {wait:?}");
+            assert_eq!(pace.window() < 256, rests, "another lags: {lags}, requests wait {wait:?}");
         }
     }
 
@@ -204,25 +239,26 @@ mod tests {
     async fn a_broker_that_is_far_away_is_not_given_a_rest() {
         let pressure = Pressure::default();
         let mut pace = Pace::new(pressure.clone(), 256, MS);
+        pace.lags(true);
         pressure.add(2 * CALM);
         for _ in 0..10 {
             pressure.add(2 * CALM);
             let now = Instant::now();
-            pace.ended(now, 4 * BRIEF, true);
+            pace.ended(now, 4 * BRIEF);
             assert_eq!(pace.due(256), now);
             assert_eq!(pace.window(), 256);
         }
         let later = Instant::now() + 2 * REMEMBERED + 2 * MS;
-        pace.ended(Instant::now(), MS, true);
+        pace.ended(Instant::now(), MS);
         pressure.add(2 * CALM);
-        pace.ended(Instant::now(), 4 * BRIEF, true);
+        pace.ended(Instant::now(), 4 * BRIEF);
         assert!(pace.due(256) > Instant::now(), "it has come nearer, so this was not the way");
         while Instant::now() < later {
             tokio::time::advance(REMEMBERED + MS).await;
-            pace.ended(Instant::now(), 4 * BRIEF, true);
+            pace.ended(Instant::now(), 4 * BRIEF);
         }
         pressure.add(2 * CALM);
-        pace.ended(Instant::now(), 4 * BRIEF, true);
+        pace.ended(Instant::now(), 4 * BRIEF);
         assert_eq!(pace.due(256), Instant::now(), "it has moved away");
     }
 
@@ -232,29 +268,30 @@ mod tests {
         for wait in [2 * MS, 5 * CALM, 2 * MS] {
             pressure.add(wait);
         }
-        assert!(pressure.get() < CALM, "{:?}", pressure.get());
+        assert!(pressure.wait() < CALM, "{:?}", pressure.wait());
         for _ in 0..20 {
             pressure.add(2 * CALM);
         }
-        assert!(pressure.get() > CALM * 3 / 2, "{:?}", pressure.get());
+        assert!(pressure.wait() > CALM * 3 / 2, "{:?}", pressure.wait());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_broker_gets_smaller_windows_while_requests_wait() {
         let pressure = Pressure::default();
         let mut pace = Pace::new(pressure.clone(), 256, MS);
+        pace.lags(true);
         let now = Instant::now();
-        pace.ended(now, MS, true);
-        pace.ended(now, 10 * BRIEF, true);
+        pace.ended(now, MS);
+        pace.ended(now, 10 * BRIEF);
         assert_eq!(pace.window(), 256, "nobody waits");
         pressure.add(2 * CALM);
-        pace.ended(now, BRIEF, true);
+        pace.ended(now, BRIEF);
         assert_eq!(pace.window(), 256, "it is quick");
         for expected in [128, 64, FEWEST, FEWEST] {
-            pace.ended(now, 2 * BRIEF, true);
+            pace.ended(now, 2 * BRIEF);
             assert_eq!(pace.window(), expected);
         }
-        pace.ended(now, BRIEF, true);
+        pace.ended(now, BRIEF);
         assert_eq!(pace.window(), 2 * FEWEST);
         tokio::time::advance(RECENT).await;
         pressure.add(CALM);
