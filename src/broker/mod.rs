@@ -159,7 +159,6 @@ pub trait Subscriber: Send + Sync + 'static {
 #[async_trait]
 pub trait Inbound: Send + 'static {
     /// Waits for at least one message and returns up to `max`, in order per key. A future
-    /// that is dropped while it waits has taken nothing. A future
     /// that is dropped while it waits has handed out nothing.
     async fn receive(&mut self, max: usize) -> Result<Vec<Delivery>, SubscriptionLost>;
 
