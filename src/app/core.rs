@@ -211,8 +211,14 @@ impl Core {
 
         let stop_relay = CancellationToken::new();
         let marks: Arc<dyn Marks> = Arc::new(committer.clone());
-        for (broker, open, _) in store.figures().await?.open_legs {
-            metrics.outbox_backlog[broker].set(open as i64);
+        match store.figures().await {
+            Ok(figures) => {
+                for (broker, open, _) in figures.open_legs {
+                    metrics.outbox_backlog[broker].set(open as i64);
+                }
+            }
+            // Counting what an outage has left can take longer than a read may. Housekeeping tries again.
+            Err(error) => tracing::warn!(%error, "what is owed to brokers is not counted yet"),
         }
         let relay_tasks = relay.spawn(&brokers.publishers(), &store, &marks, &lease, options, &stop_relay);
 

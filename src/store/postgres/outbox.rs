@@ -506,7 +506,8 @@ async fn earlier(
     Ok(rows)
 }
 
-/// (broker, open legs, oldest) for metrics. `legs_open` makes it an index scan.
+/// (broker, open legs, oldest) for metrics. `legs_owed` makes it an index scan, once the table is
+/// analyzed.
 pub(super) async fn open_figures(c: &mut PgConnection) -> Result<Vec<(Broker, u64, Option<Timestamp>)>, StoreError> {
     let rows = sqlx::query(
         "SELECT broker, count(*) AS open, min(at) AS oldest FROM legs WHERE state IN (0, 3) GROUP BY broker",
