@@ -65,11 +65,6 @@ impl Pressure {
         if self.0.lagging.load(Ordering::Relaxed) > 0 { CALM } else { 2 * CALM }
     }
 
-    /// Is the wait so long that lanes rest?
-    fn rests(&self) -> bool {
-        self.wait() > self.calm()
-    }
-
     /// One lane more that lags, or one less.
     fn lag(&self, lags: bool) {
         match lags {
@@ -127,7 +122,7 @@ impl Pace {
 
     /// How many messages the next window may have.
     pub fn window(&self) -> usize {
-        if self.pressure.rests() { self.few } else { self.most }
+        if self.pressure.wait() > self.pressure.calm() { self.few } else { self.most }
     }
 
     /// When the next window may go, with so many that could.
@@ -144,14 +139,14 @@ impl Pace {
 
     /// A window was published within `took` and has been marked.
     pub fn ended(&mut self, started: Instant, took: Duration) {
-        let now = Instant::now();
+        let (now, wait, calm) = (Instant::now(), self.pressure.wait(), self.pressure.calm());
         let beyond = self.quickest.beyond(took);
-        self.few = match self.pressure.rests() {
+        self.few = match wait > calm {
             true if beyond > BRIEF => (self.few / 2).max(FEWEST.min(self.most)),
             _ => (self.few * 2).min(self.most),
         };
         self.next = started + apart(self.spacing, took, beyond);
-        self.rested = now + rest(beyond, self.pressure.wait(), self.pressure.calm());
+        self.rested = now + rest(beyond, wait, calm);
     }
 }
 
