@@ -43,15 +43,18 @@ impl Gateway {
             .spawn()
             .expect("the binary starts");
         let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
+        let mut said = Vec::new();
         let listening = async {
-            loop {
-                let line = lines.next_line().await.expect("text").expect("it lives until it listens");
+            while let Some(line) = lines.next_line().await.expect("text") {
                 if let Some((_, rest)) = line.split_once("listening on http://") {
-                    return rest.split(['"', ' ']).next().unwrap_or_default().to_owned();
+                    return rest.split(['"', ' ']).next().map(str::to_owned);
                 }
+                said.push(line);
             }
+            None
         };
-        let address = tokio::time::timeout(PATIENCE, listening).await.expect("it listens in time");
+        let address = tokio::time::timeout(PATIENCE, listening).await.ok().flatten();
+        let address = address.unwrap_or_else(|| panic!("it does not listen:\n{}", said.join("\n")));
         // Ends with the child's stderr, which must not fill up.
         event_gateway::task::spawn("gateway-log", async move {
             while let Ok(Some(line)) = lines.next_line().await {

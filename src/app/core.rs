@@ -211,15 +211,13 @@ impl Core {
 
         let stop_relay = CancellationToken::new();
         let marks: Arc<dyn Marks> = Arc::new(committer.clone());
-        match store.figures().await {
-            Ok(figures) => {
-                for (broker, open, _) in figures.open_legs {
-                    metrics.outbox_backlog[broker].set(open as i64);
-                }
-            }
-            // Counting what an outage has left can take longer than a read may. Housekeeping tries again.
-            Err(error) => tracing::warn!(%error, "what is owed to brokers is not counted yet"),
-        }
+        let housekeeping = super::housekeeping::Housekeeping {
+            store: store.clone(),
+            metrics: metrics.clone(),
+            consumers: declarations.iter().map(|declaration| declaration.name).collect(),
+        };
+        // Before a lane subtracts what it has published.
+        housekeeping.figures().await;
         let relay_tasks = relay.spawn(&brokers.publishers(), &store, &marks, &lease, options, &stop_relay);
 
         let stop_consumers = CancellationToken::new();
@@ -252,12 +250,7 @@ impl Core {
         let overdue = overdue::Options { after: config.consumer.overdue_after, keep: config.retention.keep };
         consumers.push(overdue::spawn(owed, overdue, &parts, &stop_consumers));
         consumers.push(crate::task::spawn("orchestrator-timer", timer.run(stop_consumers.child_token())));
-        let keeper = super::housekeeping::Housekeeping {
-            store: store.clone(),
-            metrics: metrics.clone(),
-            consumers: declarations.iter().map(|declaration| declaration.name).collect(),
-        };
-        consumers.push(crate::task::spawn("housekeeping", keeper.run(stop_consumers.child_token())));
+        consumers.push(crate::task::spawn("housekeeping", housekeeping.run(stop_consumers.child_token())));
         let keeper = super::retention::Keeper {
             store: store.clone(),
             metrics: metrics.clone(),

@@ -31,7 +31,9 @@ impl Housekeeping {
         }
     }
 
-    async fn figures(&self) {
+    /// Counts in the store what metrics show. Where that takes longer than a read may, as on tables
+    /// that PostgreSQL has not analyzed yet, they show what they did before.
+    pub async fn figures(&self) {
         let figures = match self.store.figures().await {
             Ok(figures) => figures,
             Err(error) => {

@@ -8,8 +8,11 @@ use event_gateway::domain::Role;
 use procfs::process::Process;
 use reqwest::Method;
 use serde_json::{Value, json};
+use sqlx::Executor;
 
 use super::process::{Gateway, Setup, token, until};
+use super::server::Schema;
+use super::store::Place;
 
 /// An agent whose first run writes its process id to `pid` and then does `run`; later runs end
 /// at once, well.
@@ -125,5 +128,27 @@ async fn without_a_command_it_serves() {
     // A debug build shows what `web/dist` has now.
     let built = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/web/dist/index.html")).exists();
     assert!(page.contains(if built { "/assets/" } else { "make page" }), "{page}");
+    assert!(gateway.stop().await);
+}
+
+/// As on a store whose tables PostgreSQL has not analyzed since it was restored, where counting
+/// takes longer than a read may.
+#[tokio::test]
+async fn it_starts_where_what_is_owed_cannot_be_counted() {
+    let Some(schema) = Schema::create().await else { return };
+    let mut beside = schema.session().await;
+    let place = Place::Postgres(Box::new(schema));
+    let environment = place.environment();
+    let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let setup = || Setup { environment: &environment, ..Setup::default() };
+    assert!(Gateway::start_as(dir.path(), setup()).await.stop().await, "its tables are there");
+
+    beside.execute("BEGIN; LOCK TABLE backlog IN ACCESS EXCLUSIVE MODE").await.expect("a lock");
+    let gateway = Gateway::start_as(dir.path(), setup()).await;
+    let job = json!({ "agent": "external", "dataset_id": "uncounted" });
+    let (status, answer) = gateway.call(Method::POST, "/api/v1/jobs", &token("ada", Role::User), Some(&job)).await;
+    assert_eq!(status, 201, "{answer}");
+    beside.execute("ROLLBACK").await.expect("no lock");
     assert!(gateway.stop().await);
 }
