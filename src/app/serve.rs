@@ -21,11 +21,14 @@ use crate::ops::ledger::Ledger;
 use crate::realtime::{self, Realtime};
 use crate::runner::control::ServiceControl;
 use crate::runner::{Runner, RunnerOptions};
+use crate::service::EventService;
 use crate::telemetry::Metrics;
 use crate::telemetry::readiness::{Latch, Readiness};
 
 /// How often readiness asks the store whether it answers.
-const STORE_CHECK: Duration = Duration::from_secs(2);
+const STORE_CHECK: Duration = Duration::from_secs(1);
+/// So long after a COMMIT that failed the store is shown as down: the next one may fail, too.
+const COMMIT_FAILED: Duration = Duration::from_secs(5);
 
 /// Everything that runs, and how to stop it.
 struct Gateway {
@@ -113,7 +116,7 @@ impl Gateway {
         });
         let http = crate::http::serve(listener, routes, config.http.idle_timeout, stop_http.clone());
         let http = crate::task::spawn("http", http);
-        let store_watch = watch_store(core.store.clone(), store_latch, sockets_latch);
+        let store_watch = watch_store(core.service.clone(), core.store.clone(), store_latch, sockets_latch);
         watches.push(crate::task::spawn("store-watch", store_watch));
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -177,12 +180,14 @@ fn runner(config: &Config, core: &Core) -> Result<Runner, StartError> {
 }
 
 /// Keeps the store's latch true. Aborted at shutdown; holds the sockets' latch till then.
-async fn watch_store(store: Arc<dyn crate::store::Store>, latch: Latch, _sockets: Latch) {
+async fn watch_store(service: Arc<EventService>, store: Arc<dyn crate::store::Store>, latch: Latch, _sockets: Latch) {
     loop {
         tokio::time::sleep(STORE_CHECK).await;
-        match store.ping().await {
+        let answers = store.ping().await.map_err(|error| error.to_string());
+        let commits = service.committer().failed_within(COMMIT_FAILED).map_or(Ok(()), Err);
+        match answers.and(commits) {
             Ok(()) => latch.up(),
-            Err(error) => latch.down(&error.to_string()),
+            Err(why) => latch.down(&why),
         }
     }
 }

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -81,8 +82,13 @@ pub struct Committer {
     accept_bytes: Arc<Semaphore>,
     background_bytes: Arc<Semaphore>,
     closing: CancellationToken,
+    failed: LastFailure,
     metrics: Arc<Metrics>,
 }
+
+/// The last COMMIT that the store could not take, when, and why.
+#[derive(Clone, Debug, Default)]
+struct LastFailure(Arc<Mutex<Option<(Instant, String)>>>);
 
 const PERMIT_BYTES: usize = 64;
 
@@ -111,10 +117,11 @@ impl Committer {
             accept_bytes: Arc::new(Semaphore::new(permits)),
             background_bytes: Arc::new(Semaphore::new(permits)),
             closing: CancellationToken::new(),
+            failed: LastFailure::default(),
             metrics: metrics.clone(),
         };
         let spacing = if store.commits_in_parallel() { SPACING } else { Duration::ZERO };
-        let writer = Writer { store, handoff, metrics };
+        let writer = Writer { store, handoff, failed: committer.failed.clone(), metrics };
         let (_, no_accepts) = mpsc::unbounded_channel();
         let task = |accepts, background, takes_accepts| Task {
             writer: writer.clone(),
@@ -144,6 +151,13 @@ impl Committer {
         self.accept_bytes.close();
         self.background_bytes.close();
         self.closing.cancel();
+    }
+
+    /// Why a COMMIT failed, if one did within `time`: a server may be readable and take nothing, as
+    /// with a full disk or as a standby.
+    pub fn failed_within(&self, time: Duration) -> Option<String> {
+        let failed = self.failed.0.lock();
+        failed.as_ref().filter(|(at, _)| at.elapsed() < time).map(|(_, why)| why.clone())
     }
 
     fn permits(unit: &Unit) -> u32 {
@@ -349,6 +363,7 @@ fn rest(spacing: Duration, requests: usize, took: Duration) -> Duration {
 struct Writer {
     store: Arc<dyn Store>,
     handoff: Arc<dyn Handoff>,
+    failed: LastFailure,
     metrics: Arc<Metrics>,
 }
 
@@ -398,7 +413,11 @@ impl Writer {
             }
             Err(error) => {
                 tracing::error!(%error, units = units.len(), "commit failed");
-                units.iter().map(|_| Err(CommitError::from(&error))).collect()
+                let failed = CommitError::from(&error);
+                if !matches!(failed, CommitError::Refused(_)) {
+                    *self.failed.0.lock() = Some((Instant::now(), error.to_string()));
+                }
+                units.iter().map(|_| Err(failed.clone())).collect()
             }
         }
     }

@@ -152,3 +152,41 @@ async fn it_starts_where_what_is_owed_cannot_be_counted() {
     beside.execute("ROLLBACK").await.expect("no lock");
     assert!(gateway.stop().await);
 }
+
+/// Reading goes on meanwhile, as on a disk that is full.
+#[tokio::test]
+async fn a_store_that_takes_nothing_is_named_by_readiness() {
+    let Some(schema) = Schema::create().await else { return };
+    let mut beside = schema.session().await;
+    let place = Place::Postgres(Box::new(schema));
+    let environment = place.environment();
+    let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let gateway = Gateway::start_as(dir.path(), Setup { environment: &environment, ..Setup::default() }).await;
+    let submit = async || {
+        let job = json!({ "agent": "external", "dataset_id": "full" });
+        gateway.call(Method::POST, "/api/v1/jobs", &token("ada", Role::User), Some(&job)).await
+    };
+    let readiness = async || {
+        let answer = reqwest::get(format!("{}/readyz", gateway.url)).await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+
+    let full = "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+          RAISE EXCEPTION 'on purpose' USING ERRCODE = 'disk_full'; END $$; \
+        CREATE TRIGGER full_disk BEFORE INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTION full_disk()";
+    beside.execute(full).await.expect("a trigger");
+    let (status, answer) = submit().await;
+    assert_eq!((status, &answer["retry_safe"]), (503, &json!(true)), "{answer}");
+    until("readiness names the store", async || {
+        let (status, answer) = readiness().await;
+        status == 503 && answer["missing"][0]["name"] == "store"
+    })
+    .await;
+
+    beside.execute("DROP TRIGGER full_disk ON events").await.expect("no trigger");
+    let (status, answer) = submit().await;
+    assert_eq!(status, 201, "{answer}");
+    until("it is ready again", async || readiness().await.0 == 200).await;
+    assert!(gateway.stop().await);
+}

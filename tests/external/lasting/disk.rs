@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use super::{FROZEN, outlives, world};
 use crate::gateway::Gateway;
 use crate::play::psql;
+use crate::readiness::until;
 use crate::world::World;
 
 /// Far more than the test writes; memory is taken only while it is full.
@@ -143,6 +144,7 @@ fn postgresql_has_a_full_disk() {
         let user = User::of(gateway);
         disk.fill();
         let accepted = user.is_refused_for(FROZEN);
+        until(gateway, &["store"]);
         disk.make_room();
         for job in &accepted {
             let (status, body) = user.read(job);

@@ -354,7 +354,7 @@ fn postgresql_is_read_only() {
             &format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'"),
         );
     };
-    survives(&[], FROZEN, None, |world| {
+    survives(&[], FROZEN, Some("store"), |world| {
         let database = world.database.clone();
         let set = move |on: &str| {
             psql("postgres", &format!("ALTER DATABASE {database} SET default_transaction_read_only = {on}"));
