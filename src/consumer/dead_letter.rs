@@ -6,6 +6,7 @@
 //! and with the bytes the store has, so that it is handled in key order like any retry.
 //! What the consumer has handled meanwhile, its inbox knows.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,9 +17,9 @@ use tokio_util::sync::CancellationToken;
 use super::{ConsumerParts, Declaration, quarantine};
 use crate::broker::dead_letters::{DeadLetter, DeadLetterInbound, DeadLetterSource, DeathReason};
 use crate::broker::{AckToken, Source};
-use crate::domain::Timestamp;
 use crate::domain::catalogue::EventType;
 use crate::domain::event::Headers;
+use crate::domain::{Event, Id, Timestamp};
 use crate::service::committer::CommitError;
 use crate::store::{DeliveryClaim, Outcome, Unit, Verdict};
 use crate::telemetry::facts::{DeadLettered, HandlerFailed};
@@ -115,12 +116,9 @@ impl Drain {
 
     /// Commits a batch to its consumers' backlogs.
     async fn keep(&self, batch: &[DeadLetter]) -> Result<(), Paused> {
-        let mut claims = Vec::with_capacity(batch.len());
-        for letter in batch {
-            if let Some(claim) = self.claim(letter).await? {
-                claims.push((letter, claim));
-            }
-        }
+        let late = self.late(batch).await?;
+        let claim = |letter| Some((letter, self.claim(letter, &late)?));
+        let mut claims: Vec<(&DeadLetter, DeliveryClaim)> = batch.iter().filter_map(claim).collect();
         // The lowest sequence of a key becomes its head, the others park behind it.
         claims.sort_by_key(|(_, claim)| claim.sequence);
         let unit = |claim: &DeliveryClaim| Unit { delivery: Some(claim.clone()), ..Unit::default() };
@@ -156,47 +154,62 @@ impl Drain {
         }
     }
 
+    /// The events of letters that no consumer refused, as the store has them.
+    async fn late(&self, batch: &[DeadLetter]) -> Result<HashMap<Id, Arc<Event>>, Paused> {
+        let late = batch.iter().filter(|letter| is_late(letter));
+        let known = late.filter_map(|letter| {
+            let headers = letter.delivery.headers.as_ref().ok()?;
+            // The store cannot read an event of another type either.
+            self.parts.catalogue.get(&headers.event_type).map(|_| headers.event_id)
+        });
+        let ids: Vec<Id> = known.collect();
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let events = self.parts.store.events_by_id(&ids).await.map_err(|error| Paused(error.to_string()))?;
+        Ok(events.into_iter().map(|event| (event.event_id, event)).collect())
+    }
+
     /// The row that keeps a letter; `None` where nobody wants it.
-    async fn claim(&self, letter: &DeadLetter) -> Result<Option<DeliveryClaim>, Paused> {
+    fn claim(&self, letter: &DeadLetter, late: &HashMap<Id, Arc<Event>>) -> Option<DeliveryClaim> {
         let delivery = &letter.delivery;
         let owner = self.owner(letter);
         let name = owner.map_or(NAME, |owner| owner.declaration.name);
         let headers = match &delivery.headers {
             Ok(headers) => headers,
-            Err(why) => return Ok(Some(self.unreadable(letter, name, why))),
+            Err(why) => return Some(self.unreadable(letter, name, why)),
         };
         let Some(event_type) = self.parts.catalogue.get(&headers.event_type) else {
-            return Ok(Some(self.unreadable(letter, name, "its type is not in the catalogue")));
+            return Some(self.unreadable(letter, name, "its type is not in the catalogue"));
         };
         let Some(owner) = owner else {
-            return Ok(Some(self.dead(NAME, headers.event_id.to_string().into(), false, letter, headers)));
+            return Some(self.dead(NAME, headers.event_id.to_string().into(), false, letter, headers));
         };
         if !owner.declaration.handles(&headers.event_type) {
-            return Ok(None);
+            return None;
         }
-        self.owned(&owner.declaration, event_type, letter, headers).await.map(Some)
+        Some(self.owned(&owner.declaration, event_type, letter, headers, late))
     }
 
-    async fn owned(
+    fn owned(
         &self,
         declaration: &Declaration,
         event_type: &EventType,
         letter: &DeadLetter,
         headers: &Arc<Headers>,
-    ) -> Result<DeliveryClaim, Paused> {
+        late: &HashMap<Id, Arc<Event>>,
+    ) -> DeliveryClaim {
         let ordered = declaration.orders(event_type);
         let key = declaration.key(event_type, headers);
         let mut claim = self.dead(declaration.name, key, ordered, letter, headers);
         if is_late(letter) {
             let error = format!("late: {}", history(letter));
-            let stored = self.parts.store.event(headers.event_id).await.map_err(|error| Paused(error.to_string()))?;
-            if let Some(event) = stored {
-                let position = letter.delivery.position.to_string();
-                return Ok(super::redelivery(declaration, &event, error, position));
+            if let Some(event) = late.get(&headers.event_id) {
+                return super::redelivery(declaration, event, error, letter.delivery.position.to_string());
             }
             claim.verdict = Verdict::Failed { error, attempts: 0, retry_at: Some(claim.at) };
         }
-        Ok(claim)
+        claim
     }
 
     fn dead(

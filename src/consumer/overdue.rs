@@ -242,10 +242,12 @@ impl Search {
     async fn hand_over(&self, owed: &Owed, overdue: Vec<(Id, Missing)>) -> Result<(), BrokeOff> {
         let Owed { declaration, retry_soon, .. } = owed;
         let broker = declaration.source.broker();
-        let mut claims = Vec::with_capacity(overdue.len());
-        for (event_id, missing) in overdue {
-            // Deleted with age meanwhile: nothing is owed any more.
-            let Some(event) = self.parts.store.event(event_id).await? else { continue };
+        let ids: Vec<Id> = overdue.iter().map(|(event_id, _)| *event_id).collect();
+        let mut missing: HashMap<Id, Missing> = overdue.into_iter().collect();
+        let mut claims = Vec::with_capacity(ids.len());
+        // Those deleted with age meanwhile are not owed any more.
+        for event in self.parts.store.events_by_id(&ids).await? {
+            let Some(missing) = missing.remove(&event.event_id) else { continue };
             let why = format!("overdue: {broker} confirmed it at {}, and it never came", missing.at);
             claims.push((super::redelivery(declaration, &event, why, "the store".to_owned()), missing));
         }

@@ -231,7 +231,11 @@ pub trait Store: Send + Sync + 'static {
     /// Failed jobs whose retry is due at `now`: (id, attempt); and when the next one is.
     async fn due_retries(&self, now: Timestamp, limit: u32) -> Result<(Vec<(Id, u32)>, Option<Timestamp>), StoreError>;
 
-    async fn event(&self, id: Id) -> Result<Option<Arc<Event>>, StoreError>;
+    async fn event(&self, id: Id) -> Result<Option<Arc<Event>>, StoreError> {
+        Ok(self.events_by_id(&[id]).await?.pop())
+    }
+    /// Events by id, in no order; those that do not exist are left out.
+    async fn events_by_id(&self, ids: &[Id]) -> Result<Vec<Arc<Event>>, StoreError>;
     /// One aggregate's events after `sequence`, in order.
     async fn aggregate_events(
         &self,

@@ -15,7 +15,7 @@ mod scratch;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -274,21 +274,26 @@ impl Comparison<'_> {
     }
 
     async fn find_unknown(&self, scratch: &mut Scratch, report: &mut BrokerReport) -> Result<(), ReconcileError> {
-        let mut messages = scratch.without_leg();
-        while let Some(seen) = messages.try_next().await? {
-            if self.store.event(seen.event_id).await?.is_some() {
-                report.newer += 1;
-            } else if self.is_pruned(seen.event_id) {
-                report.pruned += 1;
-            } else {
-                report.unknown.add(self.options.examples, || Finding {
-                    event_id: Some(seen.event_id),
-                    event_type: None,
-                    key: None,
-                    sequence: None,
-                    position: Some(seen.position.to_string()),
-                    why: "the store does not have this event".into(),
-                });
+        let mut messages = scratch.without_leg().try_chunks(EVENTS as usize);
+        while let Some(page) = messages.try_next().await.map_err(|broken| broken.1)? {
+            let ids: Vec<Id> = page.iter().map(|seen| seen.event_id).collect();
+            let stored = self.store.events_by_id(&ids).await?;
+            let stored: HashSet<Id> = stored.iter().map(|event| event.event_id).collect();
+            for seen in page {
+                if stored.contains(&seen.event_id) {
+                    report.newer += 1;
+                } else if self.is_pruned(seen.event_id) {
+                    report.pruned += 1;
+                } else {
+                    report.unknown.add(self.options.examples, || Finding {
+                        event_id: Some(seen.event_id),
+                        event_type: None,
+                        key: None,
+                        sequence: None,
+                        position: Some(seen.position.to_string()),
+                        why: "the store does not have this event".into(),
+                    });
+                }
             }
         }
         Ok(())

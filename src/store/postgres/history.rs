@@ -76,12 +76,12 @@ impl EventReader {
         rows.iter().map(|row| self.read(row)).collect()
     }
 
-    pub async fn by_id(&self, c: &mut PgConnection, id: Id) -> Result<Option<Arc<Event>>, StoreError> {
-        let row = sqlx::query(concat!("SELECT ", event_columns!(), " FROM events WHERE event_id = $1"))
-            .bind(id.0)
-            .fetch_optional(c)
+    pub async fn by_id(&self, c: &mut PgConnection, ids: &[Id]) -> Result<Vec<Arc<Event>>, StoreError> {
+        let rows = sqlx::query(concat!("SELECT ", event_columns!(), " FROM events WHERE event_id = ANY($1)"))
+            .bind(ids.iter().map(|id| id.0).bind_iter())
+            .fetch_all(c)
             .await?;
-        row.map(|row| self.read(&row)).transpose()
+        self.all(&rows)
     }
 
     pub async fn by_aggregate(

@@ -293,8 +293,8 @@ impl Store for PostgresStore {
         self.read(async |c| jobs::due_retries(c, now, limit).await).await
     }
 
-    async fn event(&self, id: Id) -> Result<Option<Arc<Event>>, StoreError> {
-        self.read(async |c| self.events.by_id(c, id).await).await
+    async fn events_by_id(&self, ids: &[Id]) -> Result<Vec<Arc<Event>>, StoreError> {
+        self.read(async |c| self.events.by_id(c, ids).await).await
     }
 
     async fn aggregate_events(
@@ -335,7 +335,7 @@ impl Store for PostgresStore {
 
     async fn event_deliveries(&self, id: Id) -> Result<Option<Deliveries>, StoreError> {
         self.read(async |c| {
-            let events = self.events.by_id(c, id).await?.into_iter().collect();
+            let events = self.events.by_id(c, &[id]).await?;
             Ok(self.events.deliveries(c, events).await?.pop())
         })
         .await

@@ -93,12 +93,14 @@ impl EventReader {
         rows.iter().map(|row| self.read(row)).collect()
     }
 
-    pub async fn by_id(&self, c: &mut SqliteConnection, id: Id) -> Result<Option<Arc<Event>>, StoreError> {
-        let row = sqlx::query(concat!("SELECT ", event_columns!(), " FROM events WHERE event_id = ?"))
-            .bind(id.as_bytes().to_vec())
-            .fetch_optional(c)
-            .await?;
-        row.map(|row| self.read(&row)).transpose()
+    pub async fn by_id(&self, c: &mut SqliteConnection, ids: &[Id]) -> Result<Vec<Arc<Event>>, StoreError> {
+        const SQL: &str = concat!(
+            "SELECT ",
+            event_columns!(),
+            " FROM events WHERE event_id IN (SELECT unhex(value) FROM json_each(?))"
+        );
+        let rows = sqlx::query(SQL).bind(hex_list(ids)).fetch_all(c).await?;
+        self.all(&rows)
     }
 
     pub async fn by_aggregate(
