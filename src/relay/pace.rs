@@ -9,10 +9,13 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// Requests that wait less do not suffer from what relays do; at twice of it lanes rest most.
-const CALM: Duration = Duration::from_millis(20);
+/// While all lanes keep pace: at a steady rate they would only come to lag.
+const CALM: Duration = Duration::from_millis(40);
+/// While one lags: it is the relays that requests wait for.
+const CALM_IN_A_RUSH: Duration = Duration::from_millis(10);
 /// The longest rest, in times of what the window before took its broker beyond its quickest.
-const MOST: f64 = 4.0;
-const LONGEST: Duration = Duration::from_millis(250);
+const MOST: f64 = 8.0;
+const LONGEST: Duration = Duration::from_millis(600);
 /// A window is followed by half as long again as it took beyond the quickest, before the next
 /// one that is not full: what takes long because the machine is short of processors gets fuller
 /// windows, which need less of them. But windows start no farther apart than this.
@@ -59,10 +62,9 @@ impl Pressure {
         self.0.wait.lock().filter(|(told, _)| told.elapsed() < RECENT).map_or(Duration::ZERO, |(_, mean)| mean)
     }
 
-    /// Up to which wait lanes take no rest. While all keep pace twice as much: at a steady rate
-    /// they would only come to lag.
+    /// Up to which wait lanes take no rest.
     fn calm(&self) -> Duration {
-        if self.0.lagging.load(Ordering::Relaxed) > 0 { CALM } else { 2 * CALM }
+        if self.0.lagging.load(Ordering::Relaxed) > 0 { CALM_IN_A_RUSH } else { CALM }
     }
 
     /// One lane more that lags, or one less.
@@ -170,9 +172,9 @@ mod tests {
     fn lanes_rest_the_longer_the_more_requests_wait() {
         assert_eq!(rest(10 * MS, Duration::ZERO, CALM), Duration::ZERO);
         assert_eq!(rest(10 * MS, CALM, CALM), Duration::ZERO);
-        assert_eq!(rest(10 * MS, CALM * 5 / 4, CALM), 10 * MS);
-        assert_eq!(rest(10 * MS, 2 * CALM, CALM), 40 * MS);
-        assert_eq!(rest(10 * MS, 100 * CALM, CALM), 40 * MS);
+        assert_eq!(rest(10 * MS, CALM * 5 / 4, CALM), 20 * MS);
+        assert_eq!(rest(10 * MS, 2 * CALM, CALM), 80 * MS);
+        assert_eq!(rest(10 * MS, 100 * CALM, CALM), 80 * MS);
         assert_eq!(rest(3600 * MS, 100 * CALM, CALM), LONGEST);
     }
 
@@ -203,19 +205,23 @@ mod tests {
         pace.lags(true);
         let start = Instant::now();
         pace.ended(start, MS);
-        pressure.add(CALM * 3 / 2);
+        pressure.add(CALM_IN_A_RUSH * 3 / 2);
         pace.ended(start, 6 * MS);
-        assert_eq!(pace.due(8), start + 10 * MS, "twice what it took beyond the quickest");
+        assert_eq!(pace.due(8), start + 20 * MS, "four times what it took beyond the quickest");
         tokio::time::advance(RECENT).await;
         pace.ended(start, 6 * MS);
         assert_eq!(pace.due(8), start + RECENT, "told too long ago");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn while_no_lane_lags_they_rest_when_requests_wait_twice_as_long() {
-        for (lags, wait, rests) in
-            [(false, CALM * 2, false), (false, CALM * 3, true), (true, CALM, false), (true, CALM * 3 / 2, true)]
-        {
+    async fn while_no_lane_lags_they_rest_when_requests_wait_longer() {
+        let cases = [
+            (false, CALM, false),
+            (false, CALM * 3 / 2, true),
+            (true, CALM_IN_A_RUSH, false),
+            (true, CALM_IN_A_RUSH * 3 / 2, true),
+        ];
+        for (lags, wait, rests) in cases {
             let pressure = Pressure::default();
             let mut other = Pace::new(pressure.clone(), 256, MS);
             let mut pace = Pace::new(pressure.clone(), 256, MS);
@@ -289,7 +295,7 @@ mod tests {
         pace.ended(now, BRIEF);
         assert_eq!(pace.window(), 2 * FEWEST);
         tokio::time::advance(RECENT).await;
-        pressure.add(CALM);
+        pressure.add(CALM_IN_A_RUSH);
         assert_eq!(pace.window(), 256);
     }
 }
