@@ -4,8 +4,11 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use event_gateway::domain::Timestamp;
+
 use crate::Plan;
 use crate::beside::Beside;
+use crate::consumed;
 use crate::load::{Load, Report};
 use crate::process::{Commits, Gateway, percentiles};
 use crate::woken::Workers;
@@ -31,8 +34,10 @@ struct Step {
     commits: Commits,
     /// Sockets that were told to start again from a snapshot.
     resyncs: f64,
-    /// 99th percentiles in milliseconds: a window to its last confirm, by broker; from the commit of
-    /// an event to that of its effect, by consumer.
+    /// When the warm-up was over.
+    warm: Timestamp,
+    /// 99th percentiles in milliseconds: a window to its last confirm, by broker; from the making of
+    /// an event to the COMMIT of its effect, by consumer.
     publish: Vec<(String, f64)>,
     consume: Vec<(String, f64)>,
     /// Commands that workers took from JetStream, where some do.
@@ -79,10 +84,11 @@ pub async fn sustained(plan: &Plan, data_dir: &Path) -> f64 {
         let ok = step.keeps_up(low);
         print(&step, low, "sustained", "lags after all");
         print_more(&step);
+        gateway.drain(DRAIN).await;
+        print_consumed(&step).await;
         if ok || again == AGAIN {
             break;
         }
-        gateway.drain(DRAIN).await;
         low *= 0.92;
     }
     gateway.stop().await;
@@ -98,6 +104,7 @@ pub async fn screen(plan: &Plan, data_dir: &Path, rate: f64) {
     print_more(&step);
     // What is owed now would be published by whoever runs next on the same store.
     gateway.drain(DRAIN).await;
+    print_consumed(&step).await;
     gateway.stop().await;
 }
 
@@ -117,21 +124,22 @@ async fn offer(plan: &Plan, gateway: &Gateway, workers: Option<&Workers>, rate: 
     let others = beside.cpu_seconds();
     let warm = async {
         tokio::time::sleep(load.warm_up).await;
-        gateway.metrics().await
+        (Timestamp::now(), gateway.metrics().await)
     };
     let watching = watch_end(gateway, load.warm_up + load.duration);
-    let (report, warm, (legs, unconsumed)) = tokio::join!(load.run(), warm, watching);
+    let (report, (warm, at_first), (legs, unconsumed)) = tokio::join!(load.run(), warm, watching);
     let after = gateway.metrics().await;
     Step {
         others: beside.share(&others, report.accepted.max(1) as f64),
         report,
+        warm,
         legs,
         unconsumed,
         cpu: gateway.cpu_seconds() - cpu,
         seconds: start.elapsed().as_secs_f64(),
         commits: Commits::between(&before, &after),
-        publish: percentiles(&warm, &after, "publish_seconds"),
-        consume: percentiles(&warm, &after, "consume_seconds"),
+        publish: percentiles(&at_first, &after, "publish_seconds"),
+        consume: percentiles(&at_first, &after, "consume_seconds"),
         commands: workers.zip(taken).map(|(workers, before)| workers.taken() - before),
         resyncs: after.sum("socket_resyncs_total") - before.sum("socket_resyncs_total"),
     }
@@ -183,9 +191,17 @@ fn print_more(step: &Step) {
         step.commits.seconds / step.commits.count * 1e3,
         step.commits.count / step.seconds,
     );
-    let list = |of: &[(String, f64)]| {
-        let of: Vec<_> = of.iter().map(|(name, ms)| format!("{name} {ms:.0} ms")).collect();
-        of.join(", ")
-    };
-    println!("            P99: published {}; commit to consumed {}", list(&step.publish), list(&step.consume));
+    println!("            P99: published {}; made to consumed {}", list(&step.publish), list(&step.consume));
+}
+
+/// Once everything has been consumed.
+async fn print_consumed(step: &Step) {
+    if let Some(consumed) = consumed::percentiles(step.warm).await {
+        println!("            P99: COMMIT to COMMIT of what was consumed {}", list(&consumed));
+    }
+}
+
+fn list(of: &[(String, f64)]) -> String {
+    let of: Vec<_> = of.iter().map(|(name, ms)| format!("{name} {ms:.0} ms")).collect();
+    of.join(", ")
 }

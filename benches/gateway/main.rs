@@ -10,6 +10,7 @@ mod accept;
 mod bare;
 #[path = "../shared/beside.rs"]
 mod beside;
+mod consumed;
 mod http;
 mod live;
 mod load;
