@@ -90,6 +90,22 @@ pub struct Committer {
 #[derive(Clone, Debug, Default)]
 struct LastFailure(Arc<Mutex<Option<(Instant, String)>>>);
 
+impl LastFailure {
+    fn note(&self, error: &StoreError) {
+        match error {
+            StoreError::Unavailable(_) | StoreError::OutcomeUnknown(_) | StoreError::LeaseLost(_) => {
+                *self.0.lock() = Some((Instant::now(), error.to_string()));
+            }
+            // It was these units.
+            StoreError::Conflict(_) | StoreError::Data(_) | StoreError::Corrupt(_) => {}
+        }
+    }
+
+    fn within(&self, time: Duration) -> Option<String> {
+        self.0.lock().as_ref().filter(|(at, _)| at.elapsed() < time).map(|(_, why)| why.clone())
+    }
+}
+
 const PERMIT_BYTES: usize = 64;
 
 impl Committer {
@@ -156,8 +172,7 @@ impl Committer {
     /// Why a COMMIT failed, if one did within `time`: a server may be readable and take nothing, as
     /// with a full disk or as a standby.
     pub fn failed_within(&self, time: Duration) -> Option<String> {
-        let failed = self.failed.0.lock();
-        failed.as_ref().filter(|(at, _)| at.elapsed() < time).map(|(_, why)| why.clone())
+        self.failed.within(time)
     }
 
     fn permits(unit: &Unit) -> u32 {
@@ -413,11 +428,8 @@ impl Writer {
             }
             Err(error) => {
                 tracing::error!(%error, units = units.len(), "commit failed");
-                let failed = CommitError::from(&error);
-                if !matches!(failed, CommitError::Refused(_)) {
-                    *self.failed.0.lock() = Some((Instant::now(), error.to_string()));
-                }
-                units.iter().map(|_| Err(failed.clone())).collect()
+                self.failed.note(&error);
+                units.iter().map(|_| Err(CommitError::from(&error))).collect()
             }
         }
     }
