@@ -30,15 +30,15 @@ def http_get(url, authorization=None):
         return None
 
 
-def http_put(url, body, authorization):
-    """Fails unless the answer is 2xx."""
+def http_send(method, url, body, authorization):
+    """PUT or POST. Fails unless the answer is 2xx."""
     headers = {"Authorization": authorization, "Content-Type": "application/json"}
-    request = urllib.request.Request(url, data=body, headers=headers, method="PUT")
+    request = urllib.request.Request(url, data=body, headers=headers, method=method)
     try:
         with urllib.request.urlopen(request, timeout=10):
             pass
     except OSError as error:
-        raise Failure(f"PUT {url}: {error}") from error
+        raise Failure(f"{method} {url}: {error}") from error
 
 
 def stat_fields(pid):

@@ -1,15 +1,18 @@
 """RabbitMQ from Debian: three nodes with an epmd of their own; 2 and 3 join 1 at their first start."""
 
 import base64
+import contextlib
 import json
 import os
 import shutil
+import sys
+import urllib.parse
 from pathlib import Path
 
 import install
 from certificates import Certificates
 from component import Component, at_once
-from processes import http_get, http_put, port_open
+from processes import Failure, http_get, http_send, port_open
 from settings import SHARED
 
 PROGRAMS = Path("/usr/lib/rabbitmq/bin")
@@ -134,8 +137,10 @@ class RabbitMq(Component):
         return None if body is None else json.loads(body)
 
     def put(self, path, value):
-        url = f"http://127.0.0.1:{self.management_port('rabbit1')}/api/{path}"
-        http_put(url, json.dumps(value).encode(), self.authorization)
+        self.ask("PUT", "rabbit1", path, json.dumps(value).encode())
+
+    def ask(self, method, node, path, body=b""):
+        http_send(method, f"http://127.0.0.1:{self.management_port(node)}/api/{path}", body, self.authorization)
 
     def secured_urls(self):
         login = f"{TLS_USER}:{TLS_PASSWORD}"
@@ -144,7 +149,32 @@ class RabbitMq(Component):
     def healthy(self, node):
         if node == "epmd":
             return port_open(self.epmd_port)
-        return port_open(self.port(node)) and self.management(node, "health/checks/local-alarms") is not None
+        return (port_open(self.port(node))
+                and self.management(node, "health/checks/local-alarms") is not None
+                and self.management(node, "health/checks/virtual-hosts") is not None)
+
+    def start(self, node):
+        super().start(node)
+        # Those that had paused as a minority begin again only now.
+        others = (other for other in self.nodes if other not in ("epmd", node) and self.processes[other].pid())
+        at_once(self.wait, others)
+
+    def wait(self, node):
+        if node == "epmd":
+            super().wait(node)
+            return
+        self.processes[node].wait_until(lambda: self.healthy(node) or self.start_virtual_hosts(node), self.start_limit_s)
+
+    def start_virtual_hosts(self, node):
+        """A virtual host whose recovery has failed, as it may on a slow machine whose nodes all start at once,
+        refuses every client of this node until an operator starts it."""
+        for host in self.management(node, "vhosts?columns=name,cluster_state") or []:
+            state = host.get("cluster_state", {}).get(f"{node}@localhost")
+            if state == "stopped":
+                print(f"brokers: {node}: virtual host {host['name']} is down; starting it", file=sys.stderr)
+                place = urllib.parse.quote(host["name"], safe="")
+                with contextlib.suppress(Failure):
+                    self.ask("POST", node, f"vhosts/{place}/start/{node}@localhost")
 
     def complete(self):
         self.processes["rabbit1"].wait_until(self.is_cluster, 60)
