@@ -34,6 +34,8 @@ use crate::config;
 const SHUTDOWN: Duration = Duration::from_secs(5);
 /// From one look at a topology that is not as it must be to the next.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// While all is well. Who publishes nothing hears of a lost majority from nobody else.
+const LOOK_NOW_AND_THEN: Duration = Duration::from_secs(10);
 const DECLARE_FIRST: Duration = Duration::from_millis(250);
 
 /// Why NATS was not opened.
@@ -207,7 +209,7 @@ impl Shared {
     }
 }
 
-/// Declares the topology after every reconnect and whenever somebody misses something.
+/// Declares the topology after every reconnect, whenever somebody misses something, and now and then.
 async fn supervise(shared: Arc<Shared>) {
     let closing = shared.closing.clone();
     closing.run_until_cancelled(watch_over(&shared)).await;
@@ -224,6 +226,7 @@ async fn watch_over(shared: &Shared) {
             why = shared.connection.lost(generation) => tracing::warn!(why, "NATS is away; connecting again"),
             // Whoever misses a stream tells so for every message: a look now and then will do.
             () = shared.recheck.notified() => tokio::time::sleep(DECLARE_FIRST).await,
+            () = tokio::time::sleep(LOOK_NOW_AND_THEN) => {}
         }
     }
 }
