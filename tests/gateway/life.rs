@@ -8,7 +8,7 @@ use event_gateway::domain::Role;
 use procfs::process::Process;
 use reqwest::Method;
 use serde_json::{Value, json};
-use sqlx::Executor;
+use sqlx::{Executor, PgConnection};
 
 use super::process::{Gateway, Setup, token, until};
 use super::server::Schema;
@@ -131,13 +131,23 @@ async fn without_a_command_it_serves() {
     assert!(gateway.stop().await);
 }
 
+/// A place for a store, and a session beside the gateway's; `None` without a server.
+async fn postgres() -> Option<(Place, PgConnection)> {
+    let schema = Schema::create().await?;
+    let beside = schema.session().await;
+    Some((Place::Postgres(Box::new(schema)), beside))
+}
+
+async fn submit(gateway: &Gateway) -> (u16, Value) {
+    let job = json!({ "agent": "external", "dataset_id": "d" });
+    gateway.call(Method::POST, "/api/v1/jobs", &token("ada", Role::User), Some(&job)).await
+}
+
 /// As on a store whose tables PostgreSQL has not analyzed since it was restored, where counting
 /// takes longer than a read may.
 #[tokio::test]
 async fn it_starts_where_what_is_owed_cannot_be_counted() {
-    let Some(schema) = Schema::create().await else { return };
-    let mut beside = schema.session().await;
-    let place = Place::Postgres(Box::new(schema));
+    let Some((place, mut beside)) = postgres().await else { return };
     let environment = place.environment();
     let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let dir = tempfile::tempdir().unwrap();
@@ -146,8 +156,7 @@ async fn it_starts_where_what_is_owed_cannot_be_counted() {
 
     beside.execute("BEGIN; LOCK TABLE backlog IN ACCESS EXCLUSIVE MODE").await.expect("a lock");
     let gateway = Gateway::start_as(dir.path(), setup()).await;
-    let job = json!({ "agent": "external", "dataset_id": "uncounted" });
-    let (status, answer) = gateway.call(Method::POST, "/api/v1/jobs", &token("ada", Role::User), Some(&job)).await;
+    let (status, answer) = submit(&gateway).await;
     assert_eq!(status, 201, "{answer}");
     beside.execute("ROLLBACK").await.expect("no lock");
     assert!(gateway.stop().await);
@@ -156,17 +165,11 @@ async fn it_starts_where_what_is_owed_cannot_be_counted() {
 /// Reading goes on meanwhile, as on a disk that is full.
 #[tokio::test]
 async fn a_store_that_takes_nothing_is_named_by_readiness() {
-    let Some(schema) = Schema::create().await else { return };
-    let mut beside = schema.session().await;
-    let place = Place::Postgres(Box::new(schema));
+    let Some((place, mut beside)) = postgres().await else { return };
     let environment = place.environment();
     let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let dir = tempfile::tempdir().unwrap();
     let gateway = Gateway::start_as(dir.path(), Setup { environment: &environment, ..Setup::default() }).await;
-    let submit = async || {
-        let job = json!({ "agent": "external", "dataset_id": "full" });
-        gateway.call(Method::POST, "/api/v1/jobs", &token("ada", Role::User), Some(&job)).await
-    };
     let readiness = async || {
         let answer = reqwest::get(format!("{}/readyz", gateway.url)).await.unwrap();
         (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
@@ -176,7 +179,7 @@ async fn a_store_that_takes_nothing_is_named_by_readiness() {
           RAISE EXCEPTION 'on purpose' USING ERRCODE = 'disk_full'; END $$; \
         CREATE TRIGGER full_disk BEFORE INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTION full_disk()";
     beside.execute(full).await.expect("a trigger");
-    let (status, answer) = submit().await;
+    let (status, answer) = submit(&gateway).await;
     assert_eq!((status, &answer["retry_safe"]), (503, &json!(true)), "{answer}");
     until("readiness names the store", async || {
         let (status, answer) = readiness().await;
@@ -185,7 +188,7 @@ async fn a_store_that_takes_nothing_is_named_by_readiness() {
     .await;
 
     beside.execute("DROP TRIGGER full_disk ON events").await.expect("no trigger");
-    let (status, answer) = submit().await;
+    let (status, answer) = submit(&gateway).await;
     assert_eq!(status, 201, "{answer}");
     until("it is ready again", async || readiness().await.0 == 200).await;
     assert!(gateway.stop().await);
