@@ -24,8 +24,10 @@ use crate::telemetry::metrics::{ConsumerMetrics, FailureClass};
 /// Messages handled and committed together.
 const BATCH: usize = 256;
 const PREFETCH: usize = 1_024;
-/// A batch that was not full is followed by a rest half as long as it took, but no longer than this:
+/// A batch that was not full and took longer than this is followed by a rest half as long as it took:
 /// on a machine that is short of processors batches become fuller, and cost less a message.
+const BRISK: Duration = Duration::from_millis(25);
+/// But by none longer than this.
 const LONGEST_REST: Duration = Duration::from_millis(125);
 /// Brokers are asked how far behind a consumer is no more often.
 const LAG_EVERY: Duration = Duration::from_secs(5);
@@ -228,6 +230,11 @@ impl Processor {
     }
 }
 
+/// What follows a batch of so many messages that took so long.
+fn rest(messages: usize, took: Duration) -> Duration {
+    if messages < BATCH && took > BRISK { (took / 2).min(LONGEST_REST) } else { Duration::ZERO }
+}
+
 struct Reader {
     processor: Arc<Processor>,
     subscriber: Arc<dyn Subscriber>,
@@ -314,9 +321,7 @@ impl Reader {
                 tracing::warn!(consumer = name, %error, "not acknowledged; the inbox absorbs the repeats");
                 return;
             }
-            if batch.len() < BATCH {
-                rested = Instant::now() + (started.elapsed() / 2).min(LONGEST_REST);
-            }
+            rested = Instant::now() + rest(batch.len(), started.elapsed());
         }
     }
 
@@ -350,5 +355,19 @@ impl Reader {
             });
         }
         self.processor.process(work).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rest_follows_what_was_slow_and_not_full() {
+        let took = 2 * BRISK;
+        assert_eq!(rest(1, BRISK), Duration::ZERO);
+        assert_eq!(rest(1, took), BRISK);
+        assert_eq!(rest(BATCH, took), Duration::ZERO, "more is waiting");
+        assert_eq!(rest(1, 10 * LONGEST_REST), LONGEST_REST);
     }
 }
