@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::sweeper::Sweeper;
 use super::{Declaration, Effects, Handler, HandlerError, Message, quarantine};
-use crate::broker::{AckToken, Delivery, Inbound, Subscriber, Subscription};
+use crate::broker::{AckToken, Delivery, Inbound, Subscriber, Subscription, SubscriptionLost};
 use crate::domain::Timestamp;
 use crate::domain::backoff::{RETRY_DELAYS_MS, retry_delay_ms};
 use crate::domain::catalogue::Catalogue;
@@ -29,6 +29,8 @@ const PREFETCH: usize = 1_024;
 const BRISK: Duration = Duration::from_millis(25);
 /// But by none longer than this.
 const LONGEST_REST: Duration = Duration::from_millis(125);
+/// Fewer than a batch are acknowledged so long after the first of them.
+const ACK_WITHIN: Duration = Duration::from_millis(150);
 /// Brokers are asked how far behind a consumer is no more often.
 const LAG_EVERY: Duration = Duration::from_secs(5);
 /// What they answer may be so old.
@@ -235,6 +237,32 @@ fn rest(messages: usize, took: Duration) -> Duration {
     if messages < BATCH && took > BRISK { (took / 2).min(LONGEST_REST) } else { Duration::ZERO }
 }
 
+/// Acknowledgements of messages whose effects are committed, until there are several: a quorum
+/// queue writes and syncs each on all its nodes, and nobody waits for them.
+struct Owed {
+    tokens: Vec<AckToken>,
+    due: Instant,
+}
+
+impl Default for Owed {
+    fn default() -> Self {
+        Self { tokens: Vec::new(), due: Instant::now() }
+    }
+}
+
+impl Owed {
+    fn add(&mut self, batch: &[Delivery]) {
+        if self.tokens.is_empty() {
+            self.due = Instant::now() + ACK_WITHIN;
+        }
+        self.tokens.extend(batch.iter().map(|delivery| delivery.token));
+    }
+
+    async fn pay(&mut self, inbound: &mut dyn Inbound) -> Result<(), SubscriptionLost> {
+        if self.tokens.is_empty() { Ok(()) } else { inbound.ack(&std::mem::take(&mut self.tokens)).await }
+    }
+}
+
 struct Reader {
     processor: Arc<Processor>,
     subscriber: Arc<dyn Subscriber>,
@@ -275,7 +303,24 @@ impl Reader {
 
     /// Reads until the subscription breaks or `stop`.
     async fn read(&self, mut inbound: Box<dyn Inbound>, stop: &CancellationToken) {
-        let name = self.processor.declaration.name;
+        let mut owed = Owed::default();
+        let mut ended = self.serve(&mut *inbound, &mut owed, stop).await;
+        if ended.is_ok() {
+            ended = owed.pay(&mut *inbound).await;
+        }
+        if let Err(error) = ended {
+            let consumer = self.processor.declaration.name;
+            tracing::warn!(consumer, %error, "subscribing again; the inbox absorbs what is repeated");
+        }
+    }
+
+    /// Handles batch after batch; well ended at `stop`.
+    async fn serve(
+        &self,
+        inbound: &mut dyn Inbound,
+        owed: &mut Owed,
+        stop: &CancellationToken,
+    ) -> Result<(), SubscriptionLost> {
         let mut lag = tokio::time::interval(LAG_EVERY);
         lag.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut rested = Instant::now();
@@ -285,44 +330,44 @@ impl Reader {
                 inbound.receive(BATCH).await
             };
             let batch = tokio::select! {
-                () = stop.cancelled() => return,
-                _ = lag.tick() => {
-                    let asked = Timestamp::now();
-                    if let Some(lag) = inbound.lag().await {
-                        if lag == 0 {
-                            self.drained.note(asked.plus_ms(-LAG_AGE_MS));
-                        }
-                        self.processor.metrics.lag_messages.set(i64::try_from(lag).unwrap_or(i64::MAX));
-                    }
+                () = stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep_until(owed.due), if !owed.tokens.is_empty() => {
+                    owed.pay(inbound).await?;
                     continue;
                 }
-                batch = next => batch,
+                _ = lag.tick() => {
+                    owed.pay(inbound).await?;
+                    self.look_at_lag(inbound).await;
+                    continue;
+                }
+                batch = next => batch?,
             };
             let started = Instant::now();
-            let batch = match batch {
-                Ok(batch) => batch,
-                Err(error) => {
-                    tracing::warn!(consumer = name, %error, "subscribing again");
-                    return;
-                }
-            };
             let mut delay = Duration::from_millis(100);
             // While the store is away nothing is acknowledged and nothing more is read.
             while let Err(Paused(why)) = self.handle(&batch).await {
-                tracing::warn!(consumer = name, why, "paused");
+                tracing::warn!(consumer = self.processor.declaration.name, why, "paused");
                 tokio::select! {
-                    () = stop.cancelled() => return,
+                    () = stop.cancelled() => return Ok(()),
                     () = tokio::time::sleep(delay) => {}
                 }
                 delay = (delay * 2).min(Duration::from_secs(5));
             }
-            let tokens: Vec<AckToken> = batch.iter().map(|delivery| delivery.token).collect();
-            if let Err(error) = inbound.ack(&tokens).await {
-                tracing::warn!(consumer = name, %error, "not acknowledged; the inbox absorbs the repeats");
-                return;
+            owed.add(&batch);
+            if owed.tokens.len() >= BATCH {
+                owed.pay(inbound).await?;
             }
             rested = Instant::now() + rest(batch.len(), started.elapsed());
         }
+    }
+
+    async fn look_at_lag(&self, inbound: &mut dyn Inbound) {
+        let asked = Timestamp::now();
+        let Some(lag) = inbound.lag().await else { return };
+        if lag == 0 {
+            self.drained.note(asked.plus_ms(-LAG_AGE_MS));
+        }
+        self.processor.metrics.lag_messages.set(i64::try_from(lag).unwrap_or(i64::MAX));
     }
 
     async fn handle(&self, batch: &[Delivery]) -> Result<(), Paused> {
