@@ -134,6 +134,29 @@ async fn what_a_stopped_gateway_owed_is_delivered_by_the_next() {
     second.stop().await;
 }
 
+/// Acknowledgements are gathered; those that are still owed at the end are paid then.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_consumed_before_a_stop_is_not_consumed_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let submit = async |core: &Core, dataset: &str| {
+        let (request, raw) = external(dataset);
+        let answer = core.service.submit(&context("ada", None), request, &raw).await.unwrap();
+        settled(core, job_id(&answer.body)).await;
+    };
+    let first = core(dir.path()).await;
+    submit(&first, "before").await;
+    first.stop().await;
+
+    let metrics = Metrics::new();
+    let config = Config::defaults_in(dir.path(), &[]).unwrap();
+    let second = Core::start(&config, metrics.clone(), own_events().0).await.unwrap();
+    submit(&second, "after").await;
+    for consumer in second.declarations.iter().map(|declaration| declaration.name) {
+        assert_eq!(metrics.consumer(consumer).inbox_hits.get(), 0, "{consumer}");
+    }
+    second.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_job_is_retried_on_time_until_its_retries_are_used() {
     let dir = tempfile::tempdir().unwrap();
