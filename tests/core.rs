@@ -43,6 +43,13 @@ fn job_id(body: &[u8]) -> Id {
     serde_json::from_slice::<serde_json::Value>(body).unwrap()["id"].as_str().unwrap().parse().unwrap()
 }
 
+/// Submits a job that nobody has to run here.
+async fn submit(core: &Core, dataset: &str) -> Id {
+    let (request, raw) = external(dataset);
+    let answer = core.service.submit(&context("ada", None), request, &raw).await.unwrap();
+    job_id(&answer.body)
+}
+
 /// Waits until every leg is settled and every consumer is done with every event of a job.
 async fn settled(core: &Core, id: Id) {
     let wait = async {
@@ -121,9 +128,7 @@ async fn what_a_stopped_gateway_owed_is_delivered_by_the_next() {
     let first = core(dir.path()).await;
     let mut ids = Vec::new();
     for n in 0..50 {
-        let (request, raw) = external(&format!("d{n}"));
-        let answer = first.service.submit(&context("ada", None), request, &raw).await.unwrap();
-        ids.push(job_id(&answer.body));
+        ids.push(submit(&first, &format!("d{n}")).await);
     }
     first.stop().await;
     let second = core(dir.path()).await;
@@ -138,21 +143,14 @@ async fn what_a_stopped_gateway_owed_is_delivered_by_the_next() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_consumed_before_a_stop_is_not_consumed_again() {
     let dir = tempfile::tempdir().unwrap();
-    let submit = async |core: &Core, dataset: &str| {
-        let (request, raw) = external(dataset);
-        let answer = core.service.submit(&context("ada", None), request, &raw).await.unwrap();
-        settled(core, job_id(&answer.body)).await;
-    };
     let first = core(dir.path()).await;
-    submit(&first, "before").await;
+    settled(&first, submit(&first, "before").await).await;
     first.stop().await;
 
-    let metrics = Metrics::new();
-    let config = Config::defaults_in(dir.path(), &[]).unwrap();
-    let second = Core::start(&config, metrics.clone(), own_events().0).await.unwrap();
-    submit(&second, "after").await;
+    let second = core(dir.path()).await;
+    settled(&second, submit(&second, "after").await).await;
     for consumer in second.declarations.iter().map(|declaration| declaration.name) {
-        assert_eq!(metrics.consumer(consumer).inbox_hits.get(), 0, "{consumer}");
+        assert_eq!(second.metrics.consumer(consumer).inbox_hits.get(), 0, "{consumer}");
     }
     second.stop().await;
 }
@@ -193,10 +191,8 @@ async fn a_failed_job_is_retried_on_time_until_its_retries_are_used() {
 
 /// A job whose messages were all confirmed and then lost.
 async fn lost(core: &Core) -> Id {
-    let (request, raw) = external("lost");
-    let answer = core.service.submit(&context("ada", None), request, &raw).await.unwrap();
     // One more like it, which only the store knows.
-    let job = core.store.job(job_id(&answer.body)).await.unwrap().unwrap();
+    let job = core.store.job(submit(core, "lost").await).await.unwrap().unwrap();
     let job = Job { id: Id::new(), ..job };
     let cause = Cause::root();
     let draft = |event| core.service.factory().job_event(&job, event, &cause, job.created_at).unwrap();
@@ -243,9 +239,7 @@ async fn confirmed_messages_that_never_come_are_made_up_for() {
     // Others come to every partition of the topic.
     let mut later = Vec::new();
     for n in 0..100 {
-        let (request, raw) = external(&format!("d{n}"));
-        let answer = core.service.submit(&context("ada", None), request, &raw).await.unwrap();
-        later.push(job_id(&answer.body));
+        later.push(submit(&core, &format!("d{n}")).await);
     }
     settled(&core, lost).await;
     for id in later {
