@@ -76,7 +76,7 @@ class Kafka(Component):
             tool = self.java("-Xmx128m", "-XX:TieredStopAtLevel=1", "kafka.tools.StorageTool", "format", "-t",
                              self.settings["KAFKA_CLUSTER_ID"], "-c", properties, "--ignore-formatted")
             install.run(tool, self.settings.logs / f"{node}-format.log", f"format the storage of {node}")
-        server = self.java("-Xms128m", "-Xmx768m", "kafka.Kafka", properties)
+        server = self.java("-Xms512m", "-Xmx768m", "-Xmn256m", "-XX:MetaspaceSize=128m", "kafka.Kafka", properties)
         self.processes[node].launch(server, cwd=self.directory)
 
     def own_properties(self, node, data):

@@ -165,6 +165,7 @@ pub trait Inbound: Send + 'static {
     /// Acknowledges these deliveries. Called after their effects are committed.
     async fn ack(&mut self, tokens: &[AckToken]) -> Result<(), SubscriptionLost>;
 
-    /// Messages not yet acknowledged by this consumer, as far as the broker tells.
+    /// Messages not yet acknowledged by this consumer, as far as the broker tells; `None` where it has
+    /// not told yet. Never waits for more than one answer: meanwhile nothing is received.
     async fn lag(&mut self) -> Option<u64>;
 }

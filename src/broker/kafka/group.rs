@@ -91,6 +91,13 @@ struct Inner {
     stopping: bool,
 }
 
+impl Inner {
+    fn lag(&self) -> Option<u64> {
+        // Before, what was read is known, and would pass for all there is.
+        self.told.then(|| self.ours.values().map(Progress::lag).sum()).flatten()
+    }
+}
+
 /// What the thread and the subscription share.
 pub(super) struct State {
     pub consumer: Arc<str>,
@@ -101,8 +108,6 @@ pub(super) struct State {
     pub arrived: Notify,
     /// For the thread: something was acknowledged or taken, or it is over.
     changed: Condvar,
-    /// For those who ask for the lag before the brokers have told.
-    pub told: Notify,
     /// The thread has ended.
     pub ended: CancellationToken,
 }
@@ -116,7 +121,6 @@ impl State {
             inner: Mutex::default(),
             arrived: Notify::new(),
             changed: Condvar::new(),
-            told: Notify::new(),
             ended: CancellationToken::new(),
         }
     }
@@ -126,7 +130,6 @@ impl State {
         self.inner.lock().stopping = true;
         self.changed.notify_all();
         self.arrived.notify_waiters();
-        self.told.notify_waiters();
     }
 
     /// Why nothing comes any more.
@@ -137,7 +140,6 @@ impl State {
     fn lose(&self, why: String) {
         self.inner.lock().lost.get_or_insert(why);
         self.arrived.notify_waiters();
-        self.told.notify_waiters();
     }
 
     /// Hands out the first messages, as many as `ready` says yes to and at most `max`; the
@@ -179,15 +181,10 @@ impl State {
         self.changed.notify_all();
     }
 
-    /// Messages of our partitions that are not acknowledged; `None` while one is unknown.
+    /// Messages of our partitions that are not acknowledged; `None` until the brokers have told where
+    /// each ends, which they do once a second.
     pub fn lag(&self) -> Option<u64> {
-        self.inner.lock().ours.values().map(Progress::lag).sum()
-    }
-
-    /// Have the brokers told where partitions end, or is it over?
-    pub fn is_told(&self) -> bool {
-        let inner = self.inner.lock();
-        inner.told || inner.stopping || inner.lost.is_some()
+        self.inner.lock().lag()
     }
 
     pub fn figures(&self) -> ConsumerHealth {
@@ -196,7 +193,7 @@ impl State {
         ConsumerHealth {
             consumer: self.consumer.clone(),
             partitions: inner.ours.len(),
-            lag_messages: inner.ours.values().map(Progress::lag).sum(),
+            lag_messages: inner.lag(),
             lag_seconds: oldest.map_or(0.0, |written| (Timestamp::now().0 - written).max(0) as f64 / 1000.0),
         }
     }
@@ -330,8 +327,6 @@ impl ClientContext for Group {
         }
         if !inner.ours.is_empty() && inner.ours.values().all(|progress| progress.lag().is_some()) {
             inner.told = true;
-            drop(inner);
-            self.state.told.notify_waiters();
         }
     }
 }

@@ -18,8 +18,6 @@ use crate::schema_registry::RegistryError;
 /// Between two questions to a registry that does not answer.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// The brokers' figures come every second.
-const FIGURES: Duration = Duration::from_secs(3);
 
 pub(super) struct KafkaSubscriber {
     pub shared: Arc<Shared>,
@@ -176,14 +174,7 @@ impl Inbound for KafkaInbound {
     }
 
     async fn lag(&mut self) -> Option<u64> {
-        let limit = tokio::time::Instant::now() + FIGURES;
-        loop {
-            let mut told = std::pin::pin!(self.state.told.notified());
-            told.as_mut().enable();
-            if self.state.is_told() || tokio::time::timeout_at(limit, told).await.is_err() {
-                return self.state.lag();
-            }
-        }
+        self.state.lag()
     }
 }
 
