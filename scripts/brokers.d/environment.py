@@ -38,6 +38,7 @@ def for_gateway(settings):
         "GATEWAY__BROKERS__MODE": "external",
         "GATEWAY__RABBITMQ__URLS": value["RABBITMQ"],
         "GATEWAY__KAFKA__BROKERS": value["KAFKA"],
+        "GATEWAY__KAFKA__PARTITIONS": settings["KAFKA_PARTITIONS"],
         "GATEWAY__NATS__URLS": value["NATS"],
         "GATEWAY__KAFKA__SCHEMA_REGISTRY_URL": value["REGISTRY"],
         "GATEWAY__STORE__URL": value["POSTGRES"],

@@ -362,7 +362,8 @@ impl ConsumerContext for Group {
                 let places = places(list);
                 tracing::debug!(consumer = %self.state.consumer, partitions = places.len(), "partitions come");
                 let mut inner = self.state.inner.lock();
-                inner.told = false;
+                // A member that gets none has nothing to be told.
+                inner.told = places.is_empty() && (inner.told || inner.ours.is_empty());
                 for place in places {
                     inner.ours.insert(place, Progress::default());
                 }
