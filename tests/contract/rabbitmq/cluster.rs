@@ -58,10 +58,31 @@ impl Cluster {
     }
 }
 
+/// As each node sees them. A frozen one does not answer, and others may wait for it.
+fn show_queues() {
+    let queues = ["list_queues", "name", "leader", "online", "messages_ready", "messages_unacknowledged"];
+    let consumers = ["list_consumers", "queue_name", "channel_pid", "prefetch_count", "active", "activity_status"];
+    for node in NODES {
+        for columns in [&queues[..], &consumers[..], &["cluster_status"][..]] {
+            let asked = command(&[&["rabbitmqctl", node, "--timeout", "10"][..], columns].concat()).output();
+            let shown = asked.map(|done| [done.stdout, done.stderr].concat()).unwrap_or_default();
+            eprintln!("{node} {}: {}", columns[0], String::from_utf8_lossy(&shown));
+        }
+    }
+}
+
 impl Drop for Cluster {
     fn drop(&mut self) {
+        let failed = std::thread::panicking();
+        if failed {
+            show_queues();
+        }
         for node in NODES {
             let _ = command(&["resume", node]).output();
+            // Nodes that gave each other up stay apart until they start anew.
+            if failed {
+                let _ = command(&["kill", node]).output();
+            }
         }
         let _ = command(&[&["start"][..], &NODES].concat()).output();
     }
