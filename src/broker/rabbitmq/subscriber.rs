@@ -90,7 +90,9 @@ impl Reader {
         let prefetch = u16::try_from(prefetch.max(1)).unwrap_or(u16::MAX);
         channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
         let options = BasicConsumeOptions { exclusive: self.exclusive, ..BasicConsumeOptions::default() };
+        let mut unconfirmed = Unconfirmed(Some(channel.clone()));
         let stream = channel.basic_consume((&*self.queue).into(), "".into(), options, FieldTable::default()).await?;
+        unconfirmed.0 = None;
         Ok(RabbitInbound {
             consumer: self.consumer,
             queue: self.queue,
@@ -100,6 +102,21 @@ impl Reader {
             unsettled: Unsettled::default(),
             waiting: None,
         })
+    }
+}
+
+/// A channel that has asked for messages and is not told yet that it gets them.
+///
+/// When the asking is given up, lapin keeps the channel, and once the server agrees it has a consumer that
+/// nobody reads. Where a queue has one consumer at a time, all others wait for that one.
+struct Unconfirmed(Option<Channel>);
+
+impl Drop for Unconfirmed {
+    fn drop(&mut self) {
+        if let Some(channel) = self.0.take() {
+            // Sent with this. The server answers to nobody.
+            let _ = channel.close(200, "given up".into()).now_or_never();
+        }
     }
 }
 

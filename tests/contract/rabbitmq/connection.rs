@@ -102,6 +102,31 @@ async fn a_live_reader_subscribes_again_while_its_old_queue_is_locked() {
     drop(first);
 }
 
+/// A queue hands its messages to one consumer: one that nobody reads would keep them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscription_given_up_at_any_step_leaves_no_consumer_behind() {
+    let Some(urls) = servers() else { return };
+    let proxy = Proxy::before(urls.split(',').next().unwrap()).await;
+    let fixture = Fresh::with(&proxy.url, &[], &["reader"]).await;
+    let (publisher, subscriber, reader) = (fixture.publisher(), fixture.subscriber(), fixture.durable("reader"));
+    let way = Duration::from_millis(50);
+    for step in 1..=10 {
+        proxy.set(Mode::Late(way));
+        // Each of its commands goes there and back; this ends while the answer to one is under way.
+        let given_up = tokio::time::timeout(way * 2 * step - way / 2, subscriber.subscribe(&reader)).await;
+        let whole = given_up.is_ok();
+        drop(given_up);
+        proxy.set(Mode::Open);
+        let mut inbound = subscribe(&fixture, &reader).await;
+        publish(&*publisher, &[outgoing(&fixture, "alpha", i64::from(step))]).await;
+        assert_eq!(sequences(&consume(&mut *inbound, 1).await), [i64::from(step)]);
+        if whole {
+            return;
+        }
+    }
+    panic!("it never had the time for all its steps");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_the_shutdown_everything_fails_at_once() {
     let Some(urls) = servers() else { return };
