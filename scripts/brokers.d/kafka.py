@@ -76,6 +76,7 @@ class Kafka(Component):
             tool = self.java("-Xmx128m", "-XX:TieredStopAtLevel=1", "kafka.tools.StorageTool", "format", "-t",
                              self.settings["KAFKA_CLUSTER_ID"], "-c", properties, "--ignore-formatted")
             install.run(tool, self.settings.logs / f"{node}-format.log", f"format the storage of {node}")
+        # Room for what is young: with less, collections of the whole heap stop a broker for 0.2 s and more.
         server = self.java("-Xms512m", "-Xmx768m", "-Xmn256m", "-XX:MetaspaceSize=128m", "kafka.Kafka", properties)
         self.processes[node].launch(server, cwd=self.directory)
 
