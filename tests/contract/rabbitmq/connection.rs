@@ -110,7 +110,7 @@ async fn a_subscription_given_up_at_any_step_leaves_no_consumer_behind() {
     let fixture = Fresh::with(&proxy.url, &[], &["reader"]).await;
     let (publisher, subscriber, reader) = (fixture.publisher(), fixture.subscriber(), fixture.durable("reader"));
     let way = Duration::from_millis(50);
-    for step in 1..=10 {
+    for step in 1.. {
         proxy.set(Mode::Late(way));
         // Each of its commands goes there and back; this ends while the answer to one is under way.
         let given_up = tokio::time::timeout(way * 2 * step - way / 2, subscriber.subscribe(&reader)).await;
@@ -120,11 +120,11 @@ async fn a_subscription_given_up_at_any_step_leaves_no_consumer_behind() {
         let mut inbound = subscribe(&fixture, &reader).await;
         publish(&*publisher, &[outgoing(&fixture, "alpha", i64::from(step))]).await;
         assert_eq!(sequences(&consume(&mut *inbound, 1).await), [i64::from(step)]);
+        // There was time for all steps.
         if whole {
             return;
         }
     }
-    panic!("it never had the time for all its steps");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
