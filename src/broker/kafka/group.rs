@@ -71,8 +71,10 @@ impl Progress {
         self.open.keys().next().copied().or(self.next)
     }
 
+    /// Messages not done with; `None` until the brokers have told where the partition ends:
+    /// before, what was read would pass for all there is.
     fn lag(&self) -> Option<u64> {
-        let end = self.end.max(self.next)?;
+        let end = self.end?.max(self.next.unwrap_or_default());
         let position = self.position().or(self.start)?;
         Some(end.saturating_sub(position).max(0) as u64)
     }
@@ -85,16 +87,15 @@ struct Inner {
     tokens: BTreeMap<u64, (Place, i64)>,
     last_token: u64,
     ours: HashMap<Place, Progress>,
-    /// The brokers have told where partitions end.
-    told: bool,
+    /// The group has given us partitions once, or none.
+    assigned: bool,
     lost: Option<String>,
     stopping: bool,
 }
 
 impl Inner {
     fn lag(&self) -> Option<u64> {
-        // Before, what was read is known, and would pass for all there is.
-        self.told.then(|| self.ours.values().map(Progress::lag).sum()).flatten()
+        self.assigned.then(|| self.ours.values().map(Progress::lag).sum()).flatten()
     }
 }
 
@@ -325,9 +326,6 @@ impl ClientContext for Group {
             let start = known(told.app_offset).or(known(told.committed_offset)).or(known(told.lo_offset));
             progress.start = start.or(progress.start);
         }
-        if !inner.ours.is_empty() && inner.ours.values().all(|progress| progress.lag().is_some()) {
-            inner.told = true;
-        }
     }
 }
 
@@ -362,8 +360,7 @@ impl ConsumerContext for Group {
                 let places = places(list);
                 tracing::debug!(consumer = %self.state.consumer, partitions = places.len(), "partitions come");
                 let mut inner = self.state.inner.lock();
-                // A member that gets none has nothing to be told.
-                inner.told = places.is_empty() && (inner.told || inner.ours.is_empty());
+                inner.assigned = true;
                 for place in places {
                     inner.ours.insert(place, Progress::default());
                 }
