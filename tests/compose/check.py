@@ -21,7 +21,8 @@ from rabbitmq import RabbitMq  # noqa: E402
 from registry import Registry  # noqa: E402
 from settings import Settings  # noqa: E402
 
-VARIABLE = re.compile(r"\$\{(\w+)(?::\?[^}]*)?\}")
+# ${NAME}, ${NAME:-default}, ${NAME:?message}.
+VARIABLE = re.compile(r"\$\{(\w+)(?:(:[-?])([^}]*))?\}")
 SHARED_FILES = {"rabbit": "rabbitmq.conf", "kafka": "kafka.properties", "nats": "nats.conf", "postgres": "postgresql.conf"}
 PINNED = re.compile(r":v?\d+[\w.-]*$")
 wrong = []
@@ -32,12 +33,25 @@ def expect(good, message):
         wrong.append(message)
 
 
-def interpolate(text, values):
-    """Replaces ${NAME} as Compose does; a name that nobody sets is wrong."""
+def interpolate(item, values):
+    """Replaces variables as Compose does: in the whole file, before it looks at profiles. A name that neither
+    `values` nor a default of its own gives would stop every profile, or leave a hole."""
+    if isinstance(item, dict):
+        return {key: interpolate(value, values) for key, value in item.items()}
+    if isinstance(item, list):
+        return [interpolate(value, values) for value in item]
+    if not isinstance(item, str):
+        return item
+
     def value(match):
-        expect(match[1] in values, f"${{{match[1]}}} is not set in deploy/brokers/brokers.env")
-        return values.get(match[1], "")
-    return VARIABLE.sub(value, text)
+        name, operator, rest = match.groups()
+        if values.get(name):
+            return values[name]
+        expect(operator == ":-", f"${{{name}}} is not set in deploy/brokers/brokers.env: no profile starts without it")
+        return rest if operator == ":-" else ""
+    replaced = VARIABLE.sub(value, item)
+    expect("$" not in replaced, f"{item}: write ${{NAME}}, ${{NAME:-default}} or ${{NAME:?message}}")
+    return replaced
 
 
 def without_extensions(document):
@@ -94,6 +108,9 @@ def check_gateway(services, settings):
         expect(name in given, f"gateway: {name} is not set")
     for name in ("RABBITMQ__URLS", "KAFKA__BROKERS", "NATS__URLS"):
         expect(len(given[f"GATEWAY__{name}"].split(",")) == 3, f"gateway: {name} does not name three nodes")
+    # Off loopback it does not start in development mode: without the operator's secret it says so and ends.
+    expect(given["GATEWAY__AUTH__JWT_SECRET"] == "", "gateway: a secret is in the file")
+    expect(given["GATEWAY__HTTP__LISTEN"].startswith("0.0.0.0:"), "gateway: listens on loopback, with anybody let in")
 
 
 def check_versions(services, settings):
@@ -106,9 +123,9 @@ def check_versions(services, settings):
 def main():
     settings = Settings()
     settings.shift = 0
+    # With what `--env-file deploy/brokers/brokers.env` gives and nothing else, as `make brokers` does.
     text = (ROOT / "docker-compose.events.yml").read_text()
-    values = {**settings.values, "JWT_SECRET": "a secret of the operator's, not in the file"}
-    document = without_extensions(yaml.safe_load(interpolate(text, values)))
+    document = interpolate(without_extensions(yaml.safe_load(text)), settings.values)
     check_schema(document)
     check_services(document["services"])
     check_files(document)
