@@ -28,6 +28,10 @@ class Component:
     def install(self):
         """Brings the programs; quick when they are there."""
 
+    def version(self):
+        """What is installed: a number, or whose choice it is."""
+        return self.settings[f"{self.name.upper()}_VERSION"]
+
     def launch(self, node):
         """Starts one node's process."""
         raise NotImplementedError

@@ -71,16 +71,22 @@ class Kafka(Component):
         data = self.directory / node
         data.mkdir(parents=True, exist_ok=True)
         properties = self.directory / f"{node}.properties"
-        properties.write_text((SHARED / "kafka.properties").read_text() + self.own_properties(node, data))
+        properties.write_text(self.properties(node))
         if not (data / "meta.properties").exists():
             tool = self.java("-Xmx128m", "-XX:TieredStopAtLevel=1", "kafka.tools.StorageTool", "format", "-t",
                              self.settings["KAFKA_CLUSTER_ID"], "-c", properties, "--ignore-formatted")
             install.run(tool, self.settings.logs / f"{node}-format.log", f"format the storage of {node}")
-        # Room for what is young: with less, collections of the whole heap stop a broker for 0.2 s and more.
-        server = self.java("-Xms512m", "-Xmx768m", "-Xmn256m", "-XX:MetaspaceSize=128m", "kafka.Kafka", properties)
+        server = self.java(*self.jvm(), "kafka.Kafka", properties)
         self.processes[node].launch(server, cwd=self.directory)
 
-    def own_properties(self, node, data):
+    def jvm(self):
+        """Options of a broker's Java."""
+        return [*self.settings["KAFKA_HEAP"].split(), *self.settings["KAFKA_JVM"].split()]
+
+    def properties(self, node):
+        return (SHARED / "kafka.properties").read_text() + self.own_properties(node)
+
+    def own_properties(self, node):
         index = self.index(node)
         port, controller = self.port(node), self.controllers[index]
         proxy, proxied = self.proxies[index], self.proxied[index]
@@ -92,7 +98,7 @@ class Kafka(Component):
                 f"advertised.listeners=CLIENT://127.0.0.1:{port},PROXIED://127.0.0.1:{proxy}\n"
                 "listener.security.protocol.map=CLIENT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT\n"
                 "inter.broker.listener.name=CLIENT\n"
-                f"log.dirs={data}\n")
+                f"log.dirs={self.directory / node}\n")
 
     def ways(self):
         """For each node, where a proxy has to stand, and in front of what."""

@@ -37,12 +37,14 @@ class Nats(Component):
     def launch(self, node):
         data = self.directory / node
         data.mkdir(parents=True, exist_ok=True)
+        self.processes[node].launch([self.program, *self.flags(node)], cwd=data)
+
+    def flags(self, node):
         routes = ",".join(f"nats://127.0.0.1:{port}" for port in self.routes)
-        command = [self.program, "-c", SHARED / "nats.conf", "--server_name", node, "-a", "127.0.0.1",
-                   "-p", self.port(node), "-m", self.monitor(node), "-sd", data, "--cluster_name", CLUSTER,
-                   "--cluster", f"nats://127.0.0.1:{self.routes[self.index(node)]}", "--no_advertise",
-                   "--routes", routes]
-        self.processes[node].launch(command, cwd=data)
+        return ["-c", SHARED / "nats.conf", "--server_name", node, "-a", "127.0.0.1", "-p", self.port(node),
+                "-m", self.monitor(node), "-sd", self.directory / node, "--cluster_name", CLUSTER,
+                "--cluster", f"nats://127.0.0.1:{self.routes[self.index(node)]}", "--no_advertise",
+                "--routes", routes]
 
     def port(self, node):
         return self.settings.ports("NATS{}_PORT")[self.index(node)]

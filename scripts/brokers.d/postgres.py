@@ -13,6 +13,8 @@ from processes import POLL_S, stat_fields
 from settings import SHARED, Failure
 
 SYSTEM_USER = "postgres"
+# Text is compared byte by byte, whatever the machine's language is.
+CLUSTER = ["--encoding=UTF8", "--no-locale"]
 ORPHANS_S = 10
 
 
@@ -46,11 +48,16 @@ class Postgres(Component):
 
     def __init__(self, settings):
         super().__init__(settings)
-        self.programs = Path(f"/usr/lib/postgresql/{settings['POSTGRES_VERSION']}/bin")
+        # Debian has one package for each major version, and chooses the minor one.
+        self.major = settings["POSTGRES_VERSION"].split(".")[0]
+        self.programs = Path(f"/usr/lib/postgresql/{self.major}/bin")
+
+    def version(self):
+        return f"Debian's {self.major}"
 
     def install(self):
         if not (self.programs / "initdb").exists():
-            install.packages(self.settings, [f"postgresql-{self.settings['POSTGRES_VERSION']}"])
+            install.packages(self.settings, [f"postgresql-{self.major}"])
 
     def as_server(self):
         """PostgreSQL refuses to run as root."""
@@ -72,11 +79,16 @@ class Postgres(Component):
         forget_killed(data / "postmaster.pid")
         # A copy, since the checkout may be closed to the system user.
         config = data / "shared.conf"
-        config.write_text((SHARED / "postgresql.conf").read_text())
-        settings = {"config_file": config, "port": self.port(node),
-                    "listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
+        config.write_text(self.config(node))
+        settings = {"config_file": config, **self.own_settings(node)}
         flags = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
         self.processes[node].launch([*self.as_server(), self.programs / "postgres", "-D", data, *flags])
+
+    def config(self, node):
+        return (SHARED / "postgresql.conf").read_text()
+
+    def own_settings(self, node):
+        return {"port": self.port(node), "listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
 
     def initialise(self, data):
         data.mkdir(parents=True, exist_ok=True)
@@ -84,7 +96,7 @@ class Postgres(Component):
         if self.as_server():
             subprocess.run(["chown", SYSTEM_USER, str(data)], check=True)
         command = [*self.as_server(), self.programs / "initdb", "-D", data, "-A", "trust",
-                   "-U", self.settings["POSTGRES_USER"], "-E", "UTF8", "--no-locale"]
+                   "-U", self.settings["POSTGRES_USER"], *CLUSTER]
         install.run(command, self.settings.logs / "postgres-initdb.log", "create the PostgreSQL cluster", cwd="/")
 
     def port(self, node):

@@ -72,9 +72,15 @@ class RabbitMq(Component):
             env = {**os.environ, "ERL_EPMD_ADDRESS": "127.0.0.1"}
             self.processes[node].launch(["epmd", "-port", self.epmd_port], env=env, cwd=self.directory)
             return
-        (self.directory / f"{node}.conf").write_text((SHARED / "rabbitmq.conf").read_text() + self.own_settings(node))
+        (self.directory / f"{node}.conf").write_text(self.config(node))
         server = [PROGRAMS / "rabbitmq-server"]
         self.processes[node].launch(server, env=self.environment(node), cwd=self.directory)
+
+    def version(self):
+        return "Debian's"
+
+    def config(self, node):
+        return (SHARED / "rabbitmq.conf").read_text() + self.own_settings(node)
 
     def own_settings(self, node):
         lines = [f"listeners.tcp.1 = 127.0.0.1:{self.port(node)}",
