@@ -76,10 +76,11 @@ class Brokers:
         components = self.chosen(names)
         started = time.monotonic()
         with self.locked():
-            failures = [failure for failure in at_once(up, components) if failure]
-        if failures:
-            raise Failure("\n".join(failures))
-        print(f"brokers: {' '.join(c.name for c in components)} up in {time.monotonic() - started:.1f} s")
+            failures, nodes = zip(*at_once(up, components))
+        if any(failures):
+            raise Failure("\n".join(filter(None, failures)))
+        how = f"up in {time.monotonic() - started:.1f} s" if any(nodes) else "were up already; nothing started"
+        print(f"brokers: {' '.join(c.name for c in components)} {how}")
 
     def down(self, names):
         wipe = "--wipe" in names
@@ -132,12 +133,11 @@ class Brokers:
 
 
 def up(component):
-    """None, or why it did not come up."""
+    """None, or why it did not come up; and the nodes that were started."""
     try:
-        component.up()
+        return None, component.up()
     except (Failure, OSError, subprocess.SubprocessError) as error:
-        return f"{component.name}: {error}"
-    return None
+        return f"{component.name}: {error}", []
 
 
 def main(arguments):

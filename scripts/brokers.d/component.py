@@ -47,12 +47,14 @@ class Component:
         """Waits until the nodes are a whole; the nodes are healthy already."""
 
     def up(self):
+        """The nodes that had to be started."""
         self.install()
         self.directory.mkdir(parents=True, exist_ok=True)
         missing = [node for node in self.nodes if self.processes[node].pid() is None]
         self.launch_all(missing)
         at_once(self.wait, self.nodes)
         self.complete()
+        return missing
 
     def launch_all(self, nodes):
         at_once(self.launch, nodes)
