@@ -6,6 +6,8 @@
   scripts/brokers env [tests|gateway]          addresses as shell assignments (default: both)
   scripts/brokers kill|start|pause|resume NODE...
                                                SIGKILL, start again, SIGSTOP, SIGCONT: for fault tests
+  scripts/brokers fresh COMMAND ARGS...        runs it with the gateway's variables, as on brokers that nobody has used
+                                               (not beside a gateway: its NATS streams of commands are deleted)
   scripts/brokers kafka TOOL ARGS...           one of Kafka's tools, e.g. TopicCommand --list
   scripts/brokers rabbitmqctl NODE ARGS...     e.g. rabbit1 cluster_status
   scripts/brokers psql SQL                     one statement
@@ -26,6 +28,7 @@ import time
 from contextlib import contextmanager
 
 import environment
+import world
 from component import at_once
 from kafka import Kafka
 from nats import Nats
@@ -127,6 +130,10 @@ class Brokers:
         for node in nodes:
             self.owner(node).processes[node].freeze(number)
 
+    def fresh(self, command):
+        parts = (self.all[name] for name in ("rabbitmq", "nats", "postgres"))
+        return world.run(world.World(self.settings, *parts), command)
+
     def rabbitmqctl(self, node, arguments):
         env, command = self.all["rabbitmq"].control(node)
         return subprocess.run([*command, *arguments], env=env, check=False).returncode
@@ -159,6 +166,8 @@ def main(arguments):
             return brokers.freeze(nodes, signal.SIGSTOP)
         case ["resume", *nodes] if nodes:
             return brokers.freeze(nodes, signal.SIGCONT)
+        case ["fresh", *command] if command:
+            return brokers.fresh(command)
         case ["kafka", tool, *rest]:
             return brokers.all["kafka"].tool(tool, rest)
         case ["rabbitmqctl", node, *rest]:

@@ -2,14 +2,16 @@
 
 import json
 import os
+import socket
 
 import install
 from component import Component
 from processes import http_get
-from settings import SHARED
+from settings import SHARED, Failure
 
 CLUSTER = "event-gateway"
 ROUTE_PORT = 6222
+REQUEST_LIMIT_S = 10
 
 
 def program(settings):
@@ -63,3 +65,27 @@ class Nats(Component):
         body = http_get(f"http://127.0.0.1:{self.monitor('nats1')}/jsz")
         cluster = json.loads(body).get("meta_cluster", {}) if body else {}
         return bool(cluster.get("leader")) and cluster.get("cluster_size") == 3
+
+    def request(self, name):
+        """Asks JetStream, in NATS' own protocol."""
+        inbox = "_INBOX.scripts-brokers"
+        lines = ["CONNECT {}", f"SUB {inbox} 1", f"PUB $JS.API.{name} {inbox} 0", ""]
+        try:
+            with socket.create_connection(("127.0.0.1", self.port("nats1")), timeout=REQUEST_LIMIT_S) as connection:
+                connection.sendall("\r\n".join([*lines, ""]).encode())
+                with connection.makefile("rb") as answers:
+                    for line in answers:
+                        if line.startswith(b"MSG "):
+                            return self.answer(name, answers.read(int(line.split()[-1])))
+        except OSError as error:
+            raise Failure(f"NATS, {name}: {error}") from error
+        raise Failure(f"NATS, {name}: no answer")
+
+    def answer(self, name, body):
+        answer = json.loads(body)
+        if "error" in answer:
+            raise Failure(f"NATS, {name}: {answer['error'].get('description')}")
+        return answer
+
+    def streams(self):
+        return self.request("STREAM.NAMES").get("streams") or []

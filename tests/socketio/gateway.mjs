@@ -3,6 +3,8 @@
 // GATEWAY_BIN   the binary; a gateway is started for each test file
 // GATEWAY_URL and GATEWAY_JWT_SECRET   use this running gateway instead; tests that stop
 //               and start theirs are skipped
+// GATEWAY__...  settings of a gateway that is started, as of `scripts/brokers fresh`: one test file at
+//               a time, since these gateways would be instances of one
 import { spawn } from "node:child_process";
 import { createHmac, randomUUID } from "node:crypto";
 import { mkdtemp, rm } from "node:fs/promises";
@@ -11,6 +13,8 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 
 export const PATIENCE_MS = 20_000;
+/** Settings from outside. */
+const GIVEN = Object.fromEntries(Object.entries(process.env).filter(([name]) => name.startsWith("GATEWAY__")));
 const SECRET = process.env.GATEWAY_JWT_SECRET ?? "a secret for tests that is long enough, and only for tests";
 
 export class Gateway {
@@ -45,6 +49,7 @@ export class Gateway {
       cwd: this.#dir,
       env: {
         PATH: process.env.PATH,
+        ...GIVEN,
         GATEWAY__HTTP__LISTEN: listen,
         GATEWAY__DATA__DIR: join(this.#dir, "data"),
         GATEWAY__AUTH__JWT_SECRET: SECRET,
