@@ -6,6 +6,7 @@ import socket
 import subprocess
 import time
 import urllib.request
+from http.client import HTTPException
 
 from settings import Failure
 
@@ -26,7 +27,8 @@ def http_get(url, authorization=None):
     try:
         with urllib.request.urlopen(request, timeout=3) as answer:
             return answer.read()
-    except OSError:
+    except (OSError, HTTPException):
+        # Another program at this port may speak another protocol.
         return None
 
 
@@ -37,7 +39,7 @@ def http_send(method, url, body, authorization):
     try:
         with urllib.request.urlopen(request, timeout=10):
             pass
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         raise Failure(f"{method} {url}: {error}") from error
 
 
