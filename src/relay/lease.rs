@@ -114,7 +114,7 @@ impl LeaseKeeper {
     }
 
     async fn enroll_again(&self, stop: &CancellationToken) {
-        tracing::warn!(instance = %self.instance, "the lease was lost to another instance; enrolling again");
+        tracing::warn!(instance = %self.instance, "the lease was lost; enrolling again");
         while !stop.is_cancelled() {
             let sent = Instant::now();
             match self.store.enroll(&self.instance, self.duration).await {

@@ -23,7 +23,7 @@ pub enum Renewal {
         /// Dead owners whose open legs are this one's from now on.
         adopted: u32,
     },
-    /// Another owner has taken over: enroll again.
+    /// Another owner has taken over, or what became of a COMMIT is not known: enroll again.
     Lost,
     /// A later start of the same instance has: one of the two should not run.
     Replaced,

@@ -135,7 +135,19 @@ impl PostgresStore {
     }
 
     fn owner(&self) -> Result<i32, StoreError> {
-        Ok(self.enrolled()?.enrolment.owner)
+        let enrolled = self.enrolled()?;
+        if enrolled.in_doubt {
+            return Err(StoreError::LeaseLost("the outcome of a COMMIT is not known; enrolling again".into()));
+        }
+        Ok(enrolled.enrolment.owner)
+    }
+
+    /// Nothing more is committed under this owner: should that COMMIT have come about, its events are
+    /// in the store and in no lane, and what follows them must be another owner's to wait for them.
+    fn doubt(&self, owner: i32) {
+        if let Some(enrolled) = self.enrolled.write().as_mut().filter(|now| now.enrolment.owner == owner) {
+            enrolled.in_doubt = true;
+        }
     }
 
     /// Runs a read on a pooled connection within the read timeout.
@@ -224,7 +236,12 @@ fn event_filter_has_nul(filter: &EventFilter) -> bool {
 #[async_trait]
 impl Store for PostgresStore {
     async fn commit(&self, units: Arc<Vec<Unit>>) -> Result<Vec<Outcome>, StoreError> {
-        commit::commit(&self.writers, &self.factory, self.owner()?, &units).await
+        let owner = self.owner()?;
+        let result = commit::commit(&self.writers, &self.factory, owner, &units).await;
+        if matches!(result, Err(StoreError::OutcomeUnknown(_))) {
+            self.doubt(owner);
+        }
+        result
     }
 
     fn commits_in_parallel(&self) -> bool {
@@ -240,6 +257,9 @@ impl Store for PostgresStore {
 
     async fn renew(&self, lease: Duration) -> Result<Renewal, StoreError> {
         let enrolled = self.enrolled()?;
+        if enrolled.in_doubt {
+            return Ok(Renewal::Lost);
+        }
         let (renewal, owners) = self.write(async |c| owners::renew(c, &enrolled, lease).await).await?;
         if let Some(now) = self.enrolled.write().as_mut().filter(|now| now.enrolment == enrolled.enrolment) {
             now.owners = owners;

@@ -14,6 +14,8 @@ pub(super) struct Enrolled {
     pub enrolment: Enrolment,
     /// Its owner and those it has adopted.
     pub owners: Arc<[i32]>,
+    /// What became of a COMMIT of its is not known: it commits nothing more.
+    pub in_doubt: bool,
 }
 
 fn ms(lease: Duration) -> i64 {
@@ -47,7 +49,7 @@ pub(super) async fn enroll(c: &mut PgConnection, instance: &str, lease: Duration
     let owner: i32 = row.try_get("owner")?;
     sqlx::query("SELECT adopt_owners($1, '-infinity')").bind(owner).execute(&mut *c).await?;
     let owners = answered_for(c, owner).await?;
-    Ok(Enrolled { instance: instance.to_owned(), enrolment: Enrolment { epoch, owner }, owners })
+    Ok(Enrolled { instance: instance.to_owned(), enrolment: Enrolment { epoch, owner }, owners, in_doubt: false })
 }
 
 async fn answered_for(c: &mut PgConnection, owner: i32) -> Result<Arc<[i32]>, StoreError> {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use event_gateway::task;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,11 +19,14 @@ pub enum Cut {
     After = 2,
     /// Neither: the server's side stays open, the client's is closed.
     Hold = 3,
+    /// As `After`, and nobody gets through from then on.
+    AfterAndAway = 4,
 }
 
 pub struct Proxy {
     pub address: SocketAddr,
     cut: Arc<AtomicU8>,
+    away: Arc<AtomicBool>,
     accepting: tokio::task::JoinHandle<()>,
 }
 
@@ -32,20 +35,29 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let cut = Arc::new(AtomicU8::new(Cut::No as u8));
-        let armed = cut.clone();
+        let away = Arc::new(AtomicBool::new(false));
+        let (armed, gone) = (cut.clone(), away.clone());
         // Owner: the proxy, which aborts it.
         let accepting = task::spawn("proxy", async move {
             while let Ok((client, _)) = listener.accept().await {
+                if gone.load(Ordering::SeqCst) {
+                    continue;
+                }
                 let server = TcpStream::connect((server.0.as_str(), server.1)).await.unwrap();
                 // Ends with its connection.
-                task::spawn("proxied", relay(client, server, armed.clone()));
+                task::spawn("proxied", relay(client, server, armed.clone(), gone.clone()));
             }
         });
-        Self { address, cut, accepting }
+        Self { address, cut, away, accepting }
     }
 
     pub fn cut_next_commit(&self, how: Cut) {
         self.cut.store(how as u8, Ordering::SeqCst);
+    }
+
+    /// The server can be reached again.
+    pub fn heal(&self) {
+        self.away.store(false, Ordering::SeqCst);
     }
 }
 
@@ -56,12 +68,15 @@ impl Drop for Proxy {
 }
 
 /// Passes bytes until one side ends or a COMMIT is cut.
-async fn relay(mut client: TcpStream, mut server: TcpStream, cut: Arc<AtomicU8>) {
+async fn relay(mut client: TcpStream, mut server: TcpStream, cut: Arc<AtomicU8>, away: Arc<AtomicBool>) {
     let (mut up, mut down) = (vec![0; 65_536], vec![0; 65_536]);
     loop {
         tokio::select! {
             read = client.read(&mut up) => {
                 let Ok(count @ 1..) = read else { return };
+                if away.load(Ordering::SeqCst) {
+                    return;
+                }
                 let commit = up[..count].windows(7).any(|bytes| bytes == b"COMMIT\0");
                 let how = if commit { cut.swap(Cut::No as u8, Ordering::SeqCst) } else { Cut::No as u8 };
                 if how == Cut::Before as u8 {
@@ -73,10 +88,13 @@ async fn relay(mut client: TcpStream, mut server: TcpStream, cut: Arc<AtomicU8>)
                     while matches!(server.read(&mut down).await, Ok(1..)) {}
                     return;
                 }
+                if how == Cut::AfterAndAway as u8 {
+                    away.store(true, Ordering::SeqCst);
+                }
                 if server.write_all(&up[..count]).await.is_err() {
                     return;
                 }
-                if how == Cut::After as u8 {
+                if how == Cut::After as u8 || how == Cut::AfterAndAway as u8 {
                     // The answer shows that it is done.
                     let answered = server.read(&mut down).await;
                     assert!(matches!(answered, Ok(1..)), "the server committed");

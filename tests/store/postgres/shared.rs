@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use event_gateway::domain::Channel;
 use event_gateway::domain::job::JobCommand;
 use event_gateway::domain::payload::CancelledBy;
+use event_gateway::domain::{Broker, Channel};
 use event_gateway::store::postgres::PostgresStore;
-use event_gateway::store::{Effect, Fold, JobFilter, Outcome, Page, Store, StoreError, Unit, Verdict};
+use event_gateway::store::{Effect, Fold, JobFilter, Outcome, Page, Renewal, Store, StoreError, Unit, Verdict};
 use event_gateway::task;
 use sqlx::{Connection, Executor, Row};
 
@@ -139,6 +139,38 @@ async fn a_commit_whose_answer_is_lost_is_found_out() {
     assert!(started.elapsed() < Duration::from_secs(3), "well before any session times out");
     store.commit(Arc::new(vec![submit(&job("ada"))])).await.expect("the pool has healed");
     assert_eq!(stored(&store).await, 2);
+}
+
+/// It may be committed, and then its event is nobody's but the store's: what follows it must know.
+#[tokio::test]
+async fn after_a_commit_whose_outcome_stays_unknown_this_is_another_owner() {
+    let Some(schema) = Schema::create().await else { return };
+    let server = schema.options();
+    let proxy = Proxy::start((server.get_host().to_owned(), server.get_port())).await;
+    let store = through(&schema, &proxy).await;
+    let job = job("ada");
+
+    proxy.cut_next_commit(Cut::AfterAndAway);
+    match store.commit(Arc::new(vec![submit(&job)])).await {
+        Err(StoreError::OutcomeUnknown(_)) => {}
+        other => panic!("{other:?}"),
+    }
+    proxy.heal();
+    let cancel = Arc::new(vec![command(job.id, JobCommand::Cancel { by: CancelledBy::User, reason: "no".into() })]);
+    match store.commit(cancel.clone()).await {
+        Err(StoreError::LeaseLost(why)) => assert!(why.contains("COMMIT"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(store.renew(LEASE).await.unwrap(), Renewal::Lost, "its keeper enrolls it again");
+
+    store.enroll("proxied", LEASE).await.unwrap();
+    let outcomes = store.commit(cancel).await.unwrap();
+    let Outcome::Committed { events, .. } = &outcomes[0] else { panic!("{outcomes:?}") };
+    let next = events.iter().find(|event| &*event.event_type.aggregate == "job").unwrap();
+    assert_eq!(next.sequence, 2, "it was committed");
+    assert!(next.origin.follows_other, "its lane asks whether the one before it is out");
+    let owed = store.open_legs(Broker::Kafka, None, 0, 100).await.unwrap();
+    assert_eq!(owed.first().unwrap().0.aggregate_id, job.id.to_string().into(), "and publishes that one, too");
 }
 
 #[tokio::test]
