@@ -344,8 +344,11 @@ impl Reader {
             };
             let started = Instant::now();
             let mut delay = Duration::from_millis(100);
+            let made = oldest(&batch);
+            self.shows_late(made);
             // While the store is away nothing is acknowledged and nothing more is read.
             while let Err(Paused(why)) = self.handle(&batch).await {
+                self.shows_late(made);
                 tracing::warn!(consumer = self.processor.declaration.name, why, "paused");
                 tokio::select! {
                     () = stop.cancelled() => return Ok(()),
@@ -366,8 +369,17 @@ impl Reader {
         let Some(lag) = inbound.lag().await else { return };
         if lag == 0 {
             self.drained.note(asked.plus_ms(-LAG_AGE_MS));
+            self.processor.metrics.lag_seconds.set(0.0);
         }
         self.processor.metrics.lag_messages.set(i64::try_from(lag).unwrap_or(i64::MAX));
+    }
+
+    /// What is handled now was made then.
+    fn shows_late(&self, made: Option<Timestamp>) {
+        if let Some(made) = made {
+            let ms = Timestamp::now().ms_since(made).max(0);
+            self.processor.metrics.lag_seconds.set(ms as f64 / 1000.0);
+        }
     }
 
     async fn handle(&self, batch: &[Delivery]) -> Result<(), Paused> {
@@ -401,6 +413,11 @@ impl Reader {
         }
         self.processor.process(work).await
     }
+}
+
+/// When the oldest event of a batch was made.
+fn oldest(batch: &[Delivery]) -> Option<Timestamp> {
+    batch.iter().filter_map(|delivery| delivery.headers.as_ref().ok()).map(|headers| headers.occurred_at).min()
 }
 
 #[cfg(test)]

@@ -279,7 +279,7 @@ impl Metrics {
             dead_letters: build.gauges("dead_letters", "Deliveries given up and not redriven.", &[CONSUMER]),
             lag_messages: build.gauges("consumer_lag_messages", "Messages that are not settled.", &[CONSUMER]),
             lag_seconds: build.register(GaugeVec::new(
-                opts("consumer_lag_seconds", "Age of the oldest message that is not settled."),
+                opts("consumer_lag_seconds", "Age of the oldest event that is being handled; 0 when there is none."),
                 &[CONSUMER],
             )),
         };
