@@ -25,12 +25,34 @@ pub(super) struct Schemas {
     ids: RwLock<Ids>,
 }
 
+/// By topic (without prefix), then type.
+type ByTopic = HashMap<Arc<str>, HashMap<Arc<str>, u32>>;
+
 #[derive(Default)]
 struct Ids {
-    /// By topic (without prefix), then type.
-    of: HashMap<Arc<str>, HashMap<Arc<str>, u32>>,
+    of: ByTopic,
+    /// Every id that this process has had for a type. A registry that has lost what it knew gives
+    /// others; records with the former are in the topics all the same.
+    ever: HashMap<Arc<str>, Vec<u32>>,
     /// How often they were asked for: what was cached by id before is not to be trusted.
     generation: u64,
+}
+
+impl Ids {
+    fn answered(&mut self, of: ByTopic) {
+        for (event_type, id) in of.values().flatten() {
+            let ever = self.ever.entry(event_type.clone()).or_default();
+            if !ever.contains(id) {
+                ever.push(*id);
+            }
+        }
+        self.of = of;
+        self.generation += 1;
+    }
+
+    fn are_ours(&self, id: u32, event_type: &str) -> bool {
+        self.ever.get(event_type).is_some_and(|ids| ids.contains(&id))
+    }
 }
 
 impl Schemas {
@@ -50,7 +72,7 @@ impl Schemas {
     /// # Errors
     /// [`KafkaError::Schemas`] lists what the registry refuses or lacks.
     pub async fn prepare(&self) -> Result<(), KafkaError> {
-        let mut of: HashMap<Arc<str>, HashMap<Arc<str>, u32>> = HashMap::new();
+        let mut of = ByTopic::new();
         let mut wrong = Vec::new();
         for written in &self.written {
             match self.registry.prepare(&written.subject, written.event_type.schema_text()).await {
@@ -64,9 +86,7 @@ impl Schemas {
         if !wrong.is_empty() {
             return Err(KafkaError::Schemas(wrong));
         }
-        let mut ids = self.ids.write();
-        ids.of = of;
-        ids.generation += 1;
+        self.ids.write().answered(of);
         Ok(())
     }
 
@@ -87,13 +107,30 @@ impl Schemas {
         self.ids.read().of.get(topic)?.get(event_type).copied()
     }
 
-    /// Is this the id that we write this type with, in whatever topic?
+    /// Is this an id that we write this type with, or have written, in whatever topic?
     pub fn is_ours(&self, id: u32, event_type: &str) -> bool {
-        self.ids.read().of.values().any(|types| types.get(event_type) == Some(&id))
+        self.ids.read().are_ours(id, event_type)
     }
 
     /// Changes whenever the ids were asked for anew.
     pub fn generation(&self) -> u64 {
         self.ids.read().generation
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_before_the_registry_lost_its_ids_is_still_ours() {
+        let with = |id| ByTopic::from([("job-lifecycle".into(), HashMap::from([("job.failed".into(), id)]))]);
+        let mut ids = Ids::default();
+        ids.answered(with(7));
+        ids.answered(with(3));
+        assert!(ids.are_ours(7, "job.failed") && ids.are_ours(3, "job.failed"));
+        assert!(!ids.are_ours(7, "job.completed") && !ids.are_ours(4, "job.failed"));
+        assert_eq!(ids.of["job-lifecycle"]["job.failed"], 3, "what is written now");
+        assert_eq!(ids.generation, 2);
     }
 }
