@@ -15,6 +15,7 @@ mod faults;
 mod instances;
 mod lasting;
 mod play;
+mod projections;
 #[path = "../support/proxy.rs"]
 mod proxy;
 mod readiness;

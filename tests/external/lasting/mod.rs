@@ -320,7 +320,7 @@ fn a_binding_and_a_queue_are_deleted_under_load() {
     });
 }
 
-fn scraped(gateway: &Gateway) -> String {
+pub fn scraped(gateway: &Gateway) -> String {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async { reqwest::get(format!("{}/metrics", gateway.url())).await.unwrap().text().await.unwrap() })
 }
