@@ -13,11 +13,14 @@ use event_gateway::store::{
     DeliveryClaim, IdempotencyClaim, IdempotencyKey, JobWrite, Outcome, Store, StoredMessage, StoredResponse, Unit,
     Verdict,
 };
+use futures_util::future::LocalBoxFuture;
 
 /// A store under test, and what it lives in: a directory, a schema.
 pub struct Opened {
     pub store: Arc<dyn Store>,
-    pub _keep: Box<dyn std::any::Any + Send + Sync>,
+    /// Opens it once more, as the next start of the gateway does.
+    pub again: Box<dyn Fn() -> LocalBoxFuture<'static, Arc<dyn Store>>>,
+    pub _keep: Arc<dyn std::any::Any>,
 }
 
 pub fn factory() -> Arc<EventFactory> {

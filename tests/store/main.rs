@@ -10,15 +10,25 @@ mod suite;
 
 use std::sync::Arc;
 
+use event_gateway::store::Store;
 use event_gateway::store::sqlite::SqliteStore;
+use futures_util::future::LocalBoxFuture;
 
 use fixture::{Opened, factory};
 
 /// A fresh SQLite store in a directory of its own.
 async fn sqlite() -> Option<Opened> {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = SqliteStore::open(&dir.path().join("gateway.db"), factory()).await.expect("a store");
-    Some(Opened { store: Arc::new(store), _keep: Box::new(dir) })
+    let file = dir.path().join("gateway.db");
+    let again = Box::new(move || {
+        let file = file.clone();
+        Box::pin(async move {
+            let store = SqliteStore::open(&file, factory()).await.expect("a store");
+            Arc::new(store) as Arc<dyn Store>
+        }) as LocalBoxFuture<'static, Arc<dyn Store>>
+    });
+    let store = again().await;
+    Some(Opened { store, again, _keep: Arc::new(dir) })
 }
 
 /// Runs every promise on the stores that `$open` makes.
@@ -27,6 +37,8 @@ macro_rules! contract {
         promises!(
             $open, suite:
             a_repeat_of_a_key_is_answered_from_the_first,
+            what_was_committed_is_there_when_it_is_opened_again,
+            a_large_job_comes_back_whole,
             two_units_of_one_key_in_a_batch_are_one,
             a_refused_unit_leaves_nothing_and_others_go_through,
             numbers_have_no_gaps_over_batches,

@@ -24,6 +24,51 @@ pub async fn a_repeat_of_a_key_is_answered_from_the_first(opened: &Opened) {
     assert_eq!(all_jobs(opened).await, 1);
 }
 
+pub async fn what_was_committed_is_there_when_it_is_opened_again(opened: &Opened) {
+    let job = job("ada");
+    let first = committed(opened, Unit { idempotency: Some(claim("k", 1)), ..submit(&job) }).await;
+    let done = Unit { marks: vec![mark(&first[0], Broker::Rabbitmq, LegState::Done, None)], ..Unit::default() };
+    commit(opened, vec![done]).await;
+    opened.store.close().await;
+
+    let store = (opened.again)().await;
+    let kept = store.aggregate_events("job", &job.id.to_string(), 0, 500).await.unwrap();
+    assert_eq!(kept.iter().map(|event| event.event_id).collect::<Vec<_>>(), [first[0].event_id]);
+    assert!(store.open_legs(Broker::Rabbitmq, None, 0, 100).await.unwrap().is_empty(), "what is done stays done");
+    let owed = store.open_legs(Broker::Kafka, None, 0, 100).await.unwrap();
+    assert_eq!(owed[0].0.event_id, first[0].event_id, "what is open is open");
+    let repeat = Unit { idempotency: Some(claim("k", 1)), ..submit(&job) };
+    let cancel = command(job.id, JobCommand::Cancel { by: CancelledBy::User, reason: "no".into() });
+    match &store.commit(Arc::new(vec![repeat, cancel])).await.unwrap()[..] {
+        [Outcome::Repeated(response), Outcome::Committed { events, .. }] => {
+            assert_eq!(response.body, "answer k");
+            assert_eq!(events[0].sequence, 2, "numbers go on");
+            assert!(events[0].position > first[0].position);
+        }
+        other => panic!("{other:?}"),
+    }
+    store.close().await;
+}
+
+pub async fn a_large_job_comes_back_whole(opened: &Opened) {
+    let params = serde_json::json!({ "mask": "✓".repeat(100_000), "rows": vec![1.5; 10_000] }).to_string();
+    let mut large = job("ada");
+    large.params = serde_json::value::RawValue::from_string(params.clone()).unwrap().into();
+    let submitted = committed(opened, submit(&large)).await;
+    let stored = opened.store.job(large.id).await.unwrap().unwrap();
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(stored.params.get()).unwrap(),
+        serde_json::from_str::<serde_json::Value>(&params).unwrap()
+    );
+    let ids: Vec<Id> = submitted.iter().map(|event| event.event_id).collect();
+    let events = opened.store.events_by_id(&ids).await.unwrap();
+    for event in &submitted {
+        let read = events.iter().find(|read| read.event_id == event.event_id).unwrap();
+        assert_eq!(read.payload.json, event.payload.json);
+    }
+    assert!(events.iter().any(|event| event.payload.json.len() > 300_000), "the command carries it");
+}
+
 pub async fn two_units_of_one_key_in_a_batch_are_one(opened: &Opened) {
     let unit = || Unit { idempotency: Some(claim("k", 1)), ..submit(&job("ada")) };
     let outcomes = commit(opened, vec![unit(), unit()]).await;

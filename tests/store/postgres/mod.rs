@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use event_gateway::store::Store;
 use event_gateway::store::postgres::{PostgresOptions, PostgresStore};
+use futures_util::future::LocalBoxFuture;
 use sqlx::postgres::PgConnectOptions;
 
 use crate::fixture::{Opened, factory};
@@ -39,6 +40,13 @@ impl Schema {
 
 /// A fresh PostgreSQL store.
 pub async fn open() -> Option<Opened> {
-    let schema = Schema::create().await?;
-    Some(Opened { store: Arc::new(schema.store().await), _keep: Box::new(schema) })
+    let schema = Arc::new(Schema::create().await?);
+    let store = Arc::new(schema.store().await);
+    let keep = schema.clone();
+    let again = Box::new(move || {
+        let schema = schema.clone();
+        Box::pin(async move { Arc::new(schema.store().await) as Arc<dyn Store> })
+            as LocalBoxFuture<'static, Arc<dyn Store>>
+    });
+    Some(Opened { store, again, _keep: keep })
 }
