@@ -8,15 +8,17 @@ use std::time::Duration;
 
 use event_gateway::agents;
 use event_gateway::app::Core;
-use event_gateway::broker::Source;
+use event_gateway::broker::{Outgoing, Source, Subscription};
 use event_gateway::config::Config;
 use event_gateway::consumer::live::own_events;
+use event_gateway::domain::catalogue::Route;
 use event_gateway::domain::factory::Cause;
 use event_gateway::domain::job::{Job, JobStatus};
-use event_gateway::domain::{Id, Principal, Role, Timestamp};
+use event_gateway::domain::{Broker, Id, Principal, Role, Timestamp};
 use event_gateway::runner::control::ServiceControl;
-use event_gateway::runner::{Runner, RunnerHandle, RunnerOptions};
+use event_gateway::runner::{CONSUMER, Runner, RunnerHandle, RunnerOptions};
 use event_gateway::service::{Context, SubmitJob};
+use event_gateway::store::EffectState;
 use event_gateway::telemetry::Metrics;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -74,7 +76,7 @@ impl Gateway {
         options.lease = Duration::from_secs(3600);
         let queue = Source::WorkQueue { stream: "COMMANDS_JOB".into(), filter: "commands.job.submit.process".into() };
         let claimant: Arc<str> = format!("process:{}:{}", core.instance, core.epoch).into();
-        let control = Arc::new(ServiceControl(core.service.clone()));
+        let control = Arc::new(ServiceControl::new(core.service.clone(), core.metrics.clone()));
         let runner = Runner::new(control, core.subscriber(&queue), claimant, options).unwrap();
         let (handle, shutdown) = (runner.handle(), CancellationToken::new());
         let runner = event_gateway::task::spawn("runner", runner.run(shutdown.clone()));
@@ -202,5 +204,51 @@ async fn a_job_that_a_shutdown_interrupted_runs_again_after_the_next_start() {
         .collect();
     let codes: Vec<&Value> = failures.iter().map(|failure| &failure["error_code"]).collect();
     assert_eq!(codes, ["runner_stopped"]);
+    gateway.stop().await;
+}
+
+/// A message that is no command, as any publisher might send one.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_command_of_a_job_is_a_dead_letter_in_the_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let gateway = Gateway::start(dir.path()).await;
+    std::fs::write(dir.path().join("datasets/any.csv"), "1\n").unwrap();
+    let id = gateway.submit("Waits", "any.csv").await;
+    gateway.job(id, |job| job.progress == Some(0.5)).await;
+    let events = gateway.core.store.aggregate_events("job", &id.to_string(), 0, 1).await.unwrap();
+    let subject = "commands.job.submit.process";
+    let route = Route { broker: Broker::Nats, target: subject.into(), key: "any".into(), optional: false };
+    let publishers = gateway.core.brokers.publishers();
+    let nats = publishers.iter().find(|publisher| publisher.broker() == Broker::Nats).unwrap();
+    let sent = nats.publish(&[Outgoing { event: events[0].clone(), route }]).await;
+    assert!(sent[0].is_ok(), "{sent:?}");
+
+    let dead = async {
+        loop {
+            let found = gateway.core.store.event_deliveries(events[0].event_id).await.unwrap().unwrap();
+            if let Some(effect) = found.effects.into_iter().find(|effect| &*effect.consumer == CONSUMER) {
+                return effect;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let dead = tokio::time::timeout(LIMIT, dead).await.expect("the ledger shows it");
+    assert_eq!((dead.state, dead.attempts), (EffectState::Dead, 1));
+    let error = dead.error.unwrap();
+    for part in ["nats, stream COMMANDS_JOB, subject commands.job.submit.process", "its type is job.submitted"] {
+        assert!(error.contains(part), "{error}");
+    }
+    let figures = gateway.core.store.figures().await.unwrap();
+    assert!(figures.backlog.contains(&(CONSUMER.into(), "dead", 1)), "{:?}", figures.backlog);
+    let queue = Source::WorkQueue { stream: "COMMANDS_JOB".into(), filter: subject.into() };
+    let subscription = Subscription { consumer: CONSUMER.into(), source: queue.clone(), prefetch: 1, ack_wait: LIMIT };
+    let mut inbound = gateway.core.subscriber(&queue).subscribe(&subscription).await.unwrap();
+    let empty = async {
+        while inbound.lag().await != Some(0) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, empty).await.expect("it has left the queue");
+    drop(inbound);
     gateway.stop().await;
 }

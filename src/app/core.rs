@@ -53,7 +53,7 @@ pub enum StartError {
 }
 
 /// The name of the durable consumer that wakes the process runner.
-pub const PROCESS_RUNNER: &str = "runner-process";
+pub const PROCESS_RUNNER: &str = crate::runner::CONSUMER;
 
 /// The running core.
 pub struct Core {
@@ -214,7 +214,7 @@ impl Core {
         let housekeeping = super::housekeeping::Housekeeping {
             store: store.clone(),
             metrics: metrics.clone(),
-            consumers: declarations.iter().map(|declaration| declaration.name).collect(),
+            consumers: declarations.iter().map(|declaration| declaration.name).chain([PROCESS_RUNNER]).collect(),
         };
         // Before a lane subtracts what it has published.
         housekeeping.figures().await;

@@ -175,8 +175,8 @@ fn runner(config: &Config, core: &Core) -> Result<Runner, StartError> {
     let commands = core.subscriber(&super::core::process_runner_subscription().source);
     // No other life of this instance has this name.
     let claimant = format!("process:{}:{}", core.instance, core.epoch);
-    Runner::new(Arc::new(ServiceControl(core.service.clone())), commands, claimant.into(), options)
-        .map_err(|error| wrong(&error))
+    let control = Arc::new(ServiceControl::new(core.service.clone(), core.metrics.clone()));
+    Runner::new(control, commands, claimant.into(), options).map_err(|error| wrong(&error))
 }
 
 /// Keeps the store's latch true. Aborted at shutdown; holds the sockets' latch till then.

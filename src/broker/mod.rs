@@ -165,6 +165,14 @@ pub trait Inbound: Send + 'static {
     /// Acknowledges these deliveries. Called after their effects are committed.
     async fn ack(&mut self, tokens: &[AckToken]) -> Result<(), SubscriptionLost>;
 
+    /// Ends deliveries that nobody can ever handle, each with why: they are not delivered again.
+    /// Called after they are dead letters of the store. A broker that has no word for it takes
+    /// them as acknowledged.
+    async fn terminate(&mut self, ended: &[(AckToken, Arc<str>)]) -> Result<(), SubscriptionLost> {
+        let tokens: Vec<AckToken> = ended.iter().map(|(token, _)| *token).collect();
+        self.ack(&tokens).await
+    }
+
     /// Messages not yet acknowledged by this consumer, as far as the broker tells; `None` where it has
     /// not told yet. Never waits for more than one answer: meanwhile nothing is received.
     async fn lag(&mut self) -> Option<u64>;

@@ -31,6 +31,7 @@ use crate::domain::{Event, EventDraft, Timestamp};
 use crate::service::EventService;
 use crate::store::{DeliveryClaim, Effect, JobWrite, StoredMessage, Verdict};
 
+pub use quarantine::Quarantine;
 pub use runtime::{ConsumerParts, ConsumerTasks, Drained, spawn};
 
 /// Every consumer that leaves effects.

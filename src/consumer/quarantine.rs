@@ -1,10 +1,65 @@
 //! What cannot be read: kept with position and reason, so that nothing is lost.
 
+use std::sync::Arc;
+
 use sha2::Digest;
 
 use crate::broker::Delivery;
 use crate::domain::{Id, Timestamp};
-use crate::store::{DeliveryClaim, Verdict};
+use crate::service::committer::{CommitError, Committer};
+use crate::store::{DeliveryClaim, Unit, Verdict};
+use crate::telemetry::Metrics;
+use crate::telemetry::facts::DeadLettered;
+
+/// The dead letters of a reader that is no [`Handler`](super::Handler).
+pub struct Quarantine {
+    /// Whose they are, in the index and in metrics.
+    pub consumer: &'static str,
+    pub committer: Committer,
+    pub metrics: Arc<Metrics>,
+}
+
+impl Quarantine {
+    /// Keeps deliveries, each with what is wrong with it; all are committed when it returns. The
+    /// same delivery again is the same row.
+    ///
+    /// # Errors
+    /// The store is away. Some may be committed.
+    pub async fn keep(&self, letters: &[(Delivery, String)]) -> Result<(), CommitError> {
+        let claims: Vec<DeliveryClaim> = letters.iter().map(|(delivery, why)| self.letter(delivery, why)).collect();
+        let unit = |claim: &DeliveryClaim| Unit { delivery: Some(claim.clone()), ..Unit::default() };
+        let results = self.committer.background_all(claims.iter().map(unit).collect()).await;
+        let metrics = self.metrics.consumer(self.consumer);
+        for (((delivery, why), claim), result) in letters.iter().zip(claims).zip(results) {
+            match result {
+                Ok(_) => {}
+                // Not as it is: without headers, which nobody could read, and with the store's words.
+                Err(CommitError::Refused(refusal)) => {
+                    let bare = Delivery { headers: Err(refusal.clone()), ..delivery.clone() };
+                    self.committer.background(unit(&self.letter(&bare, &refusal))).await?;
+                }
+                Err(error) => return Err(error),
+            }
+            let event_id = delivery.headers.as_ref().ok().map(|headers| headers.event_id);
+            DeadLettered { consumer: self.consumer, key: &claim.key, event_id, attempts: 1, error: why }
+                .record(&metrics);
+        }
+        Ok(())
+    }
+
+    /// Where the envelope can be read, the event's: the ledger shows it there.
+    fn letter(&self, delivery: &Delivery, why: &str) -> DeliveryClaim {
+        let claim = claim(self.consumer, delivery, why);
+        let Ok(headers) = &delivery.headers else { return claim };
+        DeliveryClaim {
+            event_id: headers.event_id,
+            key: headers.event_id.to_string().into(),
+            sequence: headers.sequence,
+            verdict: Verdict::Failed { error: why.to_owned(), attempts: 1, retry_at: None },
+            ..claim
+        }
+    }
+}
 
 /// The dead letter that keeps these bytes for `consumer`. Its order is unknown.
 pub(super) fn claim(consumer: &str, delivery: &Delivery, why: &str) -> DeliveryClaim {

@@ -10,9 +10,12 @@ use tokio::time::sleep;
 
 use super::report::Backoff;
 use super::worker::Active;
+use super::{JobControl, quarantine};
 use crate::broker::{AckToken, Delivery, Inbound, Source, Subscriber, Subscription, SubscriptionLost};
 use crate::domain::Id;
 
+/// Who reads the work queue: the durable consumer, and the owner of its dead letters.
+pub const CONSUMER: &str = "runner-process";
 pub(super) const SUBMIT_STREAM: &str = "COMMANDS_JOB";
 pub(super) const SUBMIT_SUBJECT: &str = "commands.job.submit.process";
 pub(super) const CANCEL_STREAM: &str = "COMMANDS_JOB_CANCEL";
@@ -22,21 +25,23 @@ const PREFETCH: usize = 64;
 /// Well above the time of a claim.
 const ACK_WAIT: Duration = Duration::from_secs(30);
 
-/// There may be work. The answer is how many jobs the claim that followed brought.
+/// There may be work. The answer is which jobs the claim that followed brought.
 pub(super) struct Wake {
-    pub answer: oneshot::Sender<usize>,
+    pub answer: oneshot::Sender<Vec<Id>>,
 }
 
 /// Turns commands of the work queue into wakes, one at a time and only while there is
-/// room; acknowledges them after the claim. Never returns while the worker lives.
+/// room; acknowledges them after the claim, and ends those that no runner can serve once they
+/// are dead letters. Never returns while the worker lives.
 pub(super) async fn wake(
     subscriber: Arc<dyn Subscriber>,
+    control: Arc<dyn JobControl>,
     wakes: mpsc::Sender<Wake>,
     mut room: watch::Receiver<usize>,
     listening: Arc<AtomicBool>,
 ) {
     let subscription = Subscription {
-        consumer: "runner-process".into(),
+        consumer: CONSUMER.into(),
         source: Source::WorkQueue { stream: SUBMIT_STREAM.into(), filter: SUBMIT_SUBJECT.into() },
         prefetch: PREFETCH,
         ack_wait: ACK_WAIT,
@@ -48,7 +53,7 @@ pub(super) async fn wake(
             Ok(mut inbound) => {
                 backoff.reset();
                 listening.store(true, Ordering::Relaxed);
-                let ended = pass_on(&mut *inbound, &wakes, &mut room).await;
+                let ended = pass_on(&mut *inbound, &*control, &wakes, &mut room).await;
                 listening.store(false, Ordering::Relaxed);
                 match ended {
                     Err(lost) => lost,
@@ -64,6 +69,7 @@ pub(super) async fn wake(
 /// `Ok` when the worker is gone.
 async fn pass_on(
     inbound: &mut dyn Inbound,
+    control: &dyn JobControl,
     wakes: &mpsc::Sender<Wake>,
     room: &mut watch::Receiver<usize>,
 ) -> Result<(), SubscriptionLost> {
@@ -82,8 +88,12 @@ async fn pass_on(
         }
         // Not acknowledged: they are delivered again, here or elsewhere.
         let Ok(claimed) = claimed.await else { return Ok(()) };
-        idle = claimed == 0;
-        inbound.ack(&tokens(&commands)).await?;
+        idle = claimed.is_empty();
+        let sorted = quarantine::sort(control, commands, &claimed).await;
+        if !sorted.dead.is_empty() {
+            inbound.terminate(&sorted.dead).await?;
+        }
+        inbound.ack(&sorted.done).await?;
     }
 }
 

@@ -5,14 +5,26 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{Claimed, ControlError, Directive, JobControl, Sample};
+use super::{CONSUMER, Claimed, ControlError, DeadCommand, Directive, JobControl, Sample};
+use crate::consumer::Quarantine;
 use crate::domain::Id;
 use crate::domain::factory::Cause;
-use crate::domain::job::{JobError, Report, RunnerKind};
+use crate::domain::job::{Job, JobError, Report, RunnerKind};
 use crate::service::{self, EventService, SamplesReport, ServiceError};
+use crate::telemetry::Metrics;
 
 /// Calls the use cases in this process.
-pub struct ServiceControl(pub Arc<EventService>);
+pub struct ServiceControl {
+    service: Arc<EventService>,
+    quarantine: Quarantine,
+}
+
+impl ServiceControl {
+    pub fn new(service: Arc<EventService>, metrics: Arc<Metrics>) -> Self {
+        let quarantine = Quarantine { consumer: CONSUMER, committer: service.committer().clone(), metrics };
+        Self { service, quarantine }
+    }
+}
 
 impl From<ServiceError> for ControlError {
     fn from(error: ServiceError) -> Self {
@@ -49,7 +61,7 @@ impl JobControl for ServiceControl {
         lease: Duration,
     ) -> Result<Vec<Claimed>, ControlError> {
         let max = u32::try_from(max).unwrap_or(u32::MAX);
-        let jobs = self.0.claim(kind, agents, &claimant.into(), max, ms(lease), true).await?;
+        let jobs = self.service.claim(kind, agents, &claimant.into(), max, ms(lease), true).await?;
         Ok(jobs.iter().map(Claimed::from).collect())
     }
 
@@ -60,12 +72,13 @@ impl JobControl for ServiceControl {
         claimant: &str,
         lease: Duration,
     ) -> Result<Directive, ControlError> {
-        Ok(self.0.heartbeat(job, attempt, &claimant.into(), Some(ms(lease))).await?.into())
+        Ok(self.service.heartbeat(job, attempt, &claimant.into(), Some(ms(lease))).await?.into())
     }
 
     async fn report(&self, job: Id, attempt: u32, claimant: &str, report: Report) -> Result<Directive, ControlError> {
         let last = !matches!(report, Report::Running { .. });
-        let directive: Directive = self.0.report(job, attempt, &claimant.into(), report, &Cause::root()).await?.into();
+        let directive: Directive =
+            self.service.report(job, attempt, &claimant.into(), report, &Cause::root()).await?.into();
         // The last word itself ends the lease.
         Ok(Directive { gone: directive.gone && !last, ..directive })
     }
@@ -78,7 +91,7 @@ impl JobControl for ServiceControl {
         samples: Vec<Sample>,
     ) -> Result<Directive, ControlError> {
         let report = SamplesReport { attempt, samples };
-        Ok(self.0.samples(job, &claimant.into(), report, &Cause::root()).await?.into())
+        Ok(self.service.samples(job, &claimant.into(), report, &Cause::root()).await?.into())
     }
 
     async fn orphaned(&self, job: Id, attempt: u32, claimant: &str) -> Result<(), ControlError> {
@@ -90,5 +103,19 @@ impl JobControl for ServiceControl {
             stack_trace: None,
         };
         self.report(job, attempt, claimant, Report::Failed { error, counted: false }).await.map(|_| ())
+    }
+
+    async fn jobs(&self, ids: &[Id]) -> Result<Vec<Job>, ControlError> {
+        let found = self.service.store().jobs_by_id(ids).await;
+        found.map_err(|error| ControlError::Unavailable(error.to_string()))
+    }
+
+    async fn bury(&self, commands: &[DeadCommand]) -> Result<(), ControlError> {
+        let letter = |command: &DeadCommand| {
+            let DeadCommand { delivery, why } = command;
+            (delivery.clone(), format!("nats, stream {}, subject {}: {why}", delivery.position.log, delivery.key))
+        };
+        let letters: Vec<_> = commands.iter().map(letter).collect();
+        self.quarantine.keep(&letters).await.map_err(|error| ControlError::Unavailable(error.to_string()))
     }
 }

@@ -50,6 +50,7 @@ mod orphans;
 mod output;
 mod process;
 mod protocol;
+mod quarantine;
 mod report;
 mod rundir;
 mod sample;
@@ -68,7 +69,9 @@ use crate::domain::Id;
 use crate::domain::job::{Job, Report, ResourceRequest, RunnerKind};
 
 pub use crate::service::Sample;
+pub use commands::CONSUMER;
 pub use options::{OptionError, RunnerOptions};
+pub use quarantine::DeadCommand;
 pub use worker::{Runner, RunnerError, RunnerHandle};
 
 /// What a runner needs of the store; `control` gives it for the service. Every call may be made
@@ -111,6 +114,12 @@ pub trait JobControl: Send + Sync + 'static {
     /// An earlier life of this runner held the attempt as `claimant` and nothing of it is
     /// left: FAILED with `runner_lost`, retriable, not counted.
     async fn orphaned(&self, job: Id, attempt: u32, claimant: &str) -> Result<(), ControlError>;
+
+    /// Jobs by id; those that do not exist are left out.
+    async fn jobs(&self, ids: &[Id]) -> Result<Vec<Job>, ControlError>;
+
+    /// Keeps commands that no runner can ever serve as dead letters: committed when it returns.
+    async fn bury(&self, commands: &[DeadCommand]) -> Result<(), ControlError>;
 }
 
 /// A job that is ours to run.

@@ -1,7 +1,7 @@
 //! Claims jobs and starts their runs, as many at a time as allowed.
 //!
 //! The store says what there is to do. A command on the work queue only wakes: claim,
-//! then acknowledge, whatever the claim brought. A slow poll covers for lost commands, and
+//! then acknowledge, whatever the claim brought; what is no command of a job becomes a dead letter. A slow poll covers for lost commands, and
 //! a run that ends makes room for the next claim.
 
 use std::collections::BTreeMap;
@@ -158,7 +158,8 @@ impl Runner {
         let (wakes, mut woken) = mpsc::channel(1);
         // Aborted when this function ends.
         let mut helpers = JoinSet::new();
-        helpers.spawn(commands::wake(self.subscriber.clone(), wakes, has_room, self.listening.clone()));
+        let control = executor.control.clone();
+        helpers.spawn(commands::wake(self.subscriber.clone(), control, wakes, has_room, self.listening.clone()));
         helpers.spawn(commands::hints(self.subscriber.clone(), self.active.clone()));
         helpers.spawn(prune(executor.work_dir.clone(), executor.options.keep_runs, self.active.clone()));
 
@@ -196,7 +197,7 @@ impl Runner {
         let mut backoff = Backoff::new(Duration::from_millis(200), options.poll_interval);
         let mut poll_at = Instant::now();
         // Acknowledged once a claim was made.
-        let mut waiting: Vec<oneshot::Sender<usize>> = Vec::new();
+        let mut waiting: Vec<oneshot::Sender<Vec<Id>>> = Vec::new();
         loop {
             let free = options.concurrency.saturating_sub(runs.tasks.len());
             room.send_replace(free);
@@ -220,7 +221,7 @@ impl Runner {
             match claimed {
                 Ok(jobs) => {
                     for answer in waiting.drain(..) {
-                        let _ = answer.send(jobs.len());
+                        let _ = answer.send(jobs.iter().map(|job| job.job_id).collect());
                     }
                     for job in jobs {
                         runs.start(job, sent);

@@ -417,3 +417,16 @@ pub async fn acknowledged_work_stays_done_after_a_restart<F: Fixture>() {
     assert_eq!(sequences(&consume(&mut *inbound, 3).await), [1, 3, 6]);
     expect_quiet(&mut *inbound).await;
 }
+
+pub async fn terminated_work_is_not_delivered_again<F: Fixture>() {
+    let fixture = F::start(&["reader"]).await;
+    publish_series(&fixture, "alpha", 1..=4).await;
+    let mut inbound = subscribe(&fixture, &fixture.durable("reader")).await;
+    let got = receive(&mut *inbound, 3).await;
+    let ended = [(got[0].token, "nobody can".into()), (got[2].token, "nobody ever can".into())];
+    within(inbound.terminate(&ended)).await.unwrap();
+    drop(inbound);
+    let mut inbound = subscribe(&fixture, &fixture.durable("reader")).await;
+    assert_eq!(sequences(&consume(&mut *inbound, 2).await), [2, 4]);
+    expect_quiet(&mut *inbound).await;
+}

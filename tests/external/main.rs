@@ -9,6 +9,7 @@ mod gateway;
 #[path = "../cli/program.rs"]
 mod program;
 
+mod dead_letters;
 #[path = "../support/environment.rs"]
 mod environment;
 mod faults;

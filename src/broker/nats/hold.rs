@@ -18,6 +18,11 @@ pub(super) const ACK: Bytes = Bytes::from_static(b"+ACK");
 pub(super) const NAK: Bytes = Bytes::from_static(b"-NAK");
 const IN_PROGRESS: Bytes = Bytes::from_static(b"+WPI");
 
+/// Ends a delivery; the server passes the reason on in an advisory.
+pub(super) fn term(reason: &str) -> Bytes {
+    format!("+TERM {reason}").into()
+}
+
 /// After this many times the subscription's `ack_wait` a reader counts as stuck, and what
 /// it holds goes to another.
 const PATIENCE: u32 = 10;

@@ -2,7 +2,8 @@
 //! of one durable consumer share its work.
 //!
 //! JetStream has no dead letters and needs none here: whoever cannot handle a message keeps
-//! it in the store and acknowledges it after that commit, like any other.
+//! it in the store, and after that commit acknowledges it like any other or, when nobody ever
+//! can, terminates it: the server tells the reason in an advisory.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -13,11 +14,12 @@ use async_nats::jetstream;
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::{HeaderMap, Message, StatusCode, Subject};
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::hold::{ACK, Held, NAK, Times};
+use super::hold::{ACK, Held, NAK, Times, term};
 use super::{Shared, headers, hold, topology};
 use crate::broker::{
     AckToken, Delivery, Encoding, Inbound, Position, Source, Subscriber, Subscription, SubscriptionLost,
@@ -270,6 +272,25 @@ impl NatsInbound {
         })
     }
 
+    /// Answers deliveries, all at once; the server's word on the last is the word on all, since
+    /// it takes those of one connection in order.
+    async fn settle(&self, mut answers: Vec<(Subject, Bytes)>) -> Result<(), SubscriptionLost> {
+        let Some((last, answer)) = answers.pop() else { return Ok(()) };
+        let client = &self.shared.connection.client;
+        let limit = self.shared.request_timeout;
+        let sending = async {
+            for (reply, answer) in answers {
+                client.publish(reply, answer).await.map_err(|why| why.to_string())?;
+            }
+            client.send_request(last, Request::new().payload(answer).timeout(None)).await.map_err(|why| why.to_string())
+        };
+        let sent = tokio::select! {
+            sent = tokio::time::timeout(limit, sending) => sent.unwrap_or_else(|_| Err(format!("no answer within {limit:?}"))),
+            why = self.shared.connection.lost(self.generation) => Err(why),
+        };
+        sent.map(drop).map_err(|why| self.lost(format!("acknowledging: {why}")))
+    }
+
     /// Does the consumer still exist, and has it a leader?
     async fn verify(&mut self) -> Result<(), SubscriptionLost> {
         self.consumer.info().await.map(drop).map_err(|why| SubscriptionLost(format!("{}: {why}", self.name)))
@@ -308,25 +329,17 @@ impl Inbound for NatsInbound {
         }
     }
 
-    /// All at once; the server's word on the last is the word on all, since it takes
-    /// those of one connection in order.
     async fn ack(&mut self, tokens: &[AckToken]) -> Result<(), SubscriptionLost> {
         self.shared.usable().map_err(|why| self.lost(why))?;
-        let mut replies = self.held.take(tokens);
-        let Some(last) = replies.pop() else { return Ok(()) };
-        let client = &self.shared.connection.client;
-        let limit = self.shared.request_timeout;
-        let sending = async {
-            for reply in replies {
-                client.publish(reply, ACK).await.map_err(|why| why.to_string())?;
-            }
-            client.send_request(last, Request::new().payload(ACK).timeout(None)).await.map_err(|why| why.to_string())
-        };
-        let sent = tokio::select! {
-            sent = tokio::time::timeout(limit, sending) => sent.unwrap_or_else(|_| Err(format!("no answer within {limit:?}"))),
-            why = self.shared.connection.lost(self.generation) => Err(why),
-        };
-        sent.map(drop).map_err(|why| self.lost(format!("acknowledging: {why}")))
+        let answers = self.held.take(tokens).into_iter().map(|reply| (reply, ACK)).collect();
+        self.settle(answers).await
+    }
+
+    async fn terminate(&mut self, ended: &[(AckToken, Arc<str>)]) -> Result<(), SubscriptionLost> {
+        self.shared.usable().map_err(|why| self.lost(why))?;
+        let held = ended.iter().filter_map(|(token, why)| Some((self.held.take(&[*token]).pop()?, term(why))));
+        let answers = held.collect();
+        self.settle(answers).await
     }
 
     async fn lag(&mut self) -> Option<u64> {

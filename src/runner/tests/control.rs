@@ -15,10 +15,11 @@ use super::LIMIT;
 use crate::broker::{
     AckToken, Delivery, Encoding, Inbound, Position, Source, Subscriber, Subscription, SubscriptionLost,
 };
-use crate::domain::job::{Job, JobCommand, JobError, JobStatus, Report, RunnerKind, decide};
-use crate::domain::payload::CancelledBy;
+use crate::domain::event::Headers;
+use crate::domain::job::{Job, JobCommand, JobError, JobStatus, Report, ResourceRequest, RunnerKind, decide};
+use crate::domain::payload::{CancelledBy, Payload, SubmitJobRequested};
 use crate::domain::{Id, Timestamp};
-use crate::runner::{Claimed, ControlError, Directive, JobControl};
+use crate::runner::{Claimed, ControlError, DeadCommand, Directive, JobControl};
 use crate::service::Sample;
 
 #[derive(Default)]
@@ -28,6 +29,8 @@ pub struct State {
     pub reports: Vec<(Id, Report)>,
     pub samples: BTreeMap<Id, Vec<Sample>>,
     pub orphaned: Vec<(Id, u32, String)>,
+    /// Why commands were dead letters, in order.
+    pub dead: Vec<String>,
     pub heartbeats: usize,
     pub claims: usize,
     /// Calls of each kind that were turned away.
@@ -38,6 +41,7 @@ pub struct State {
     pub claims_fail: Option<ControlError>,
     pub heartbeats_fail: Option<ControlError>,
     pub reports_fail: Option<ControlError>,
+    pub burials_fail: Option<ControlError>,
 }
 
 impl State {
@@ -228,6 +232,18 @@ impl JobControl for Control {
             state.apply(job, &JobCommand::Report { claimant: claimant.into(), attempt, report }).map(drop)
         })
     }
+
+    async fn jobs(&self, ids: &[Id]) -> Result<Vec<Job>, ControlError> {
+        Ok(self.with(|state| ids.iter().filter_map(|id| state.jobs.get(id).cloned()).collect()))
+    }
+
+    async fn bury(&self, commands: &[DeadCommand]) -> Result<(), ControlError> {
+        self.with(|state| {
+            state.fail(state.burials_fail.clone())?;
+            state.dead.extend(commands.iter().map(|command| command.why.clone()));
+            Ok(())
+        })
+    }
 }
 
 /// Jobs have a wall time in minutes, which no test can wait for: a job with the parameter
@@ -253,6 +269,7 @@ struct QueueState {
     waiting: BTreeMap<Arc<str>, VecDeque<Delivery>>,
     subscribers: BTreeMap<Arc<str>, usize>,
     acked: Vec<AckToken>,
+    terminated: Vec<(AckToken, Arc<str>)>,
     next: u64,
     lost: bool,
 }
@@ -264,16 +281,37 @@ impl Default for Queue {
 }
 
 impl Queue {
-    /// Publishes a command about `job`; the body is all there is, as for a foreign publisher.
+    /// Publishes the command of a process job of `Agent`.
     pub fn publish(&self, subject: &str, job: Id) -> AckToken {
+        self.publish_changed(subject, job, |_| {})
+    }
+
+    /// As [`Queue::publish`], with the command changed.
+    pub fn publish_changed(&self, subject: &str, job: Id, change: impl FnOnce(&mut SubmitJobRequested)) -> AckToken {
+        let mut command = SubmitJobRequested {
+            job_id: job,
+            attempt: 1,
+            runner: RunnerKind::Process,
+            agent: "Agent".into(),
+            dataset_id: "data.csv".into(),
+            params: "{}".into(),
+            resource_request: ResourceRequest::default(),
+            wall_time_minutes: 1,
+        };
+        change(&mut command);
+        self.publish_raw(subject, Ok(headers(job)), serde_json::to_vec(&command).unwrap().into())
+    }
+
+    /// Publishes what anybody may.
+    pub fn publish_raw(&self, subject: &str, headers: Result<Headers, String>, body: Bytes) -> AckToken {
         let mut state = self.state.lock();
         state.next += 1;
         let number = state.next;
         let token = AckToken(number);
         state.waiting.entry(subject.into()).or_default().push_back(Delivery {
-            headers: Err("none".into()),
+            headers: headers.map(Arc::new),
             encoding: Encoding::Json,
-            body: Bytes::from(format!("{{\"job_id\":\"{job}\"}}")),
+            body,
             position: Position { log: subject.into(), partition: 0, offset: Some(number as i64) },
             key: subject.into(),
             token,
@@ -292,6 +330,18 @@ impl Queue {
         self.until("an acknowledgement", |state| state.acked.contains(&token)).await;
     }
 
+    /// The reason it was ended with.
+    pub async fn terminated(&self, token: AckToken) -> Arc<str> {
+        let reason =
+            |state: &QueueState| state.terminated.iter().find(|(of, _)| *of == token).map(|(_, why)| why.clone());
+        self.until("a termination", |state| reason(state).is_some()).await;
+        reason(&self.state.lock()).unwrap()
+    }
+
+    pub fn is_terminated(&self, token: AckToken) -> bool {
+        self.state.lock().terminated.iter().any(|(of, _)| *of == token)
+    }
+
     pub async fn subscribed(&self, subject: &str) {
         self.until("a subscription", |state| state.subscribers.get(subject).is_some_and(|count| *count > 0)).await;
     }
@@ -306,6 +356,25 @@ impl Queue {
         let mut changes = self.changes.subscribe();
         let found = timeout(LIMIT, changes.wait_for(|_| look(&self.state.lock())));
         found.await.unwrap_or_else(|_| panic!("waited in vain for {what}")).unwrap();
+    }
+}
+
+/// The envelope of a command to `job`.
+pub fn headers(job: Id) -> Headers {
+    Headers {
+        event_id: Id::new(),
+        event_type: SubmitJobRequested::TYPE.into(),
+        aggregate_type: "job_command".into(),
+        aggregate_id: job.to_string().into(),
+        sequence: 1,
+        user_id: "ada".into(),
+        occurred_at: Timestamp::now(),
+        correlation_id: Id::new(),
+        causation_id: None,
+        schema_version: 1,
+        tags: Vec::new(),
+        user_offset: None,
+        traceparent: None,
     }
 }
 
@@ -349,6 +418,12 @@ impl Inbound for Reader {
 
     async fn ack(&mut self, tokens: &[AckToken]) -> Result<(), SubscriptionLost> {
         self.state.lock().acked.extend(tokens);
+        self.changes.send_modify(|version| *version += 1);
+        Ok(())
+    }
+
+    async fn terminate(&mut self, ended: &[(AckToken, Arc<str>)]) -> Result<(), SubscriptionLost> {
+        self.state.lock().terminated.extend(ended.iter().cloned());
         self.changes.send_modify(|version| *version += 1);
         Ok(())
     }

@@ -253,5 +253,6 @@ mod nats {
         competing_readers_share_the_work,
         work_not_acknowledged_in_time_goes_to_another,
         acknowledged_work_stays_done_after_a_restart,
+        terminated_work_is_not_delivered_again,
     }
 }

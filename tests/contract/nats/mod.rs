@@ -1,6 +1,7 @@
 //! NATS JetStream, a real cluster: `EVENT_GATEWAY_TEST_NATS` (URLs with commas) says where.
 //! Without it these tests say so and pass, or fail if `REQUIRE_BROKERS=1`.
 
+mod answers;
 mod faults;
 mod publishing;
 mod records;
@@ -221,6 +222,7 @@ macro_rules! where_there_are_servers {
             competing_readers_share_the_work,
             work_not_acknowledged_in_time_goes_to_another,
             acknowledged_work_stays_done_after_a_restart,
+            terminated_work_is_not_delivered_again,
             $($more),*
         }
     };
