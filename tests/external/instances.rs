@@ -1,9 +1,13 @@
 //! Two gateways on one PostgreSQL and one set of brokers.
 
-use serde_json::json;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
 
 use crate::gateway::Gateway;
-use crate::play::{is_clean, play};
+use crate::play::{is_clean, play, psql};
 use crate::world::World;
 
 /// A gateway of this name.
@@ -39,4 +43,68 @@ fn a_log_is_played_through_one_while_the_other_comes_and_goes() {
         assert!(second.stop().success());
     });
     is_clean(&report);
+}
+
+/// A gateway of this name that runs one job at a time. Its agent notes each start in the file
+/// `name` and waits until both instances have one.
+fn worker(world: &World, name: &str, notes: &Path) -> Gateway {
+    let script = format!(
+        "cd '{}'; echo \"$GATEWAY_JOB_ID $GATEWAY_ATTEMPT\" >> {name}; \
+         until [ -s first ] && [ -s second ]; do sleep 0.1; done",
+        notes.display()
+    );
+    let agents = json!([{ "name": "Noting", "runner": "process", "command": ["/bin/sh", "-c", script] }]);
+    let (id, agents) = (format!("instance.id={name}"), format!("runner.agents={agents}"));
+    let mut settings = world.settings();
+    settings.extend([&*id, &*agents, "runner.concurrency=1"]);
+    Gateway::start(&settings)
+}
+
+#[test]
+fn runners_of_two_instances_share_the_jobs_and_each_runs_once() {
+    const JOBS: usize = 20;
+    let Some(world) = World::fresh() else { return };
+    let notes = tempfile::tempdir().unwrap();
+    let (first, second) = (worker(&world, "first", notes.path()), worker(&world, "second", notes.path()));
+    let dataset = "anomaly-detection/quiet-receiver.csv";
+    let submitted: BTreeSet<String> = (0..JOBS)
+        .map(|_| {
+            let ended = first.run(&["jobs", "submit", "--agent", "Noting", "--dataset", dataset]);
+            assert_eq!(ended.code, 0, "{}", ended.stderr);
+            ended.stdout.trim().to_owned()
+        })
+        .collect();
+
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        let listed = second.run(&["jobs", "list", "--agent", "Noting", "--limit", "500", "--output", "json"]);
+        let items = listed.json()["items"].as_array().unwrap().clone();
+        let completed = |job: &&Value| job["status"] == json!("COMPLETED");
+        if items.iter().filter(completed).count() == JOBS {
+            break;
+        }
+        assert!(Instant::now() < deadline, "not all jobs end: {items:#?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let started = |name: &str| -> Vec<String> {
+        let text = std::fs::read_to_string(notes.path().join(name)).unwrap();
+        text.lines().map(str::to_owned).collect()
+    };
+    let (by_first, by_second) = (started("first"), started("second"));
+    assert!(!by_first.is_empty() && !by_second.is_empty());
+    let mut all = [by_first, by_second].concat();
+    all.sort();
+    let once: Vec<String> = submitted.iter().map(|job| format!("{job} 1")).collect();
+    assert_eq!(all, once, "each job was started once");
+
+    // The history says the same.
+    let sql = |query: &str| psql(&world.database, query);
+    assert_eq!(sql("SELECT count(*) FROM jobs WHERE attempt = 1 AND retry_count = 0"), JOBS.to_string());
+    for event in ["job.completed", "SubmitJobRequested"] {
+        let counted =
+            sql(&format!("SELECT count(*), count(DISTINCT aggregate_id) FROM events WHERE event_type = '{event}'"));
+        assert_eq!(counted, format!("{JOBS}|{JOBS}"), "{event}");
+    }
+    assert_eq!(sql("SELECT count(*) FROM events WHERE event_type = 'job.failed'"), "0");
+    assert!(first.stop().success() && second.stop().success());
 }
