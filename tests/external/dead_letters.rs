@@ -23,8 +23,7 @@ fn garbage_on_the_work_queue_is_one_dead_letter_and_gone_from_jetstream() {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let servers: Vec<String> = address("NATS").unwrap().split(',').map(str::to_owned).collect();
-    let client = runtime.block_on(async_nats::connect(servers)).unwrap();
-    let jetstream = async_nats::jetstream::new(client);
+    let jetstream = runtime.block_on(async { async_nats::jetstream::new(async_nats::connect(servers).await.unwrap()) });
     let published = runtime.block_on(async {
         let sent = jetstream.publish("commands.job.submit.process", garbage.clone().into()).await.unwrap();
         sent.await.unwrap().sequence
