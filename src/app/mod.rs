@@ -2,6 +2,7 @@
 
 mod brokers;
 mod core;
+mod health;
 mod housekeeping;
 mod lock;
 mod logs;

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::core::{Core, StartError};
+use super::health::Sampler;
 use super::lock::DataDirLock;
 use crate::auth::Authenticator;
 use crate::broker::Source;
@@ -92,6 +93,17 @@ impl Gateway {
         let sockets = crate::task::spawn("sockets", realtime.clone().run(stop_sockets.clone()));
         let live = live(&core, &realtime).spawn(committed, &stop_sockets);
         sockets_latch.up();
+
+        let sampler = Sampler {
+            service: core.service.clone(),
+            readiness: readiness.clone(),
+            metrics: metrics.clone(),
+            instance: core.instance.clone(),
+            interval: config.health.interval,
+        };
+        if !config.health.interval.is_zero() {
+            watches.push(crate::task::spawn("health", sampler.run()));
+        }
 
         let runner = runner(config, &core)?;
         let runner = crate::task::spawn("runner", runner.run(stop_runner.clone()));

@@ -10,6 +10,7 @@ mod catalogue;
 mod consumer;
 mod data;
 mod example;
+mod health;
 mod http;
 mod idempotency;
 mod instance;
@@ -47,6 +48,7 @@ pub use catalogue::Catalogue;
 pub use consumer::Consumer;
 pub use data::Data;
 pub use example::{Shown, example};
+pub use health::Health;
 pub use http::Http;
 pub use idempotency::Idempotency;
 pub use instance::{Instance, InstanceId};
@@ -102,6 +104,7 @@ sections! {
     jobs: Jobs,
     idempotency: Idempotency,
     retention: Retention,
+    health: Health,
     brokers: Brokers,
     rabbitmq: Rabbitmq,
     kafka: Kafka,

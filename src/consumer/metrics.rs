@@ -13,6 +13,8 @@ pub const JOB_MODEL: &str = "job_metrics";
 /// Read model of one minute: how many jobs were submitted, ended, ...; key = the minute
 /// as RFC 3339.
 pub const MINUTE_MODEL: &str = "jobs_per_minute";
+/// Its count of runs that failed, to be retried or not.
+pub const FAILED: &str = "failed";
 
 const MINUTE_MS: i64 = 60_000;
 
@@ -30,7 +32,7 @@ fn effects(message: &Message) -> Result<Effects, HandlerError> {
             fold
         }
         "job.submitted" => minute(message, "submitted"),
-        "job.failed" => minute(message, "failed"),
+        "job.failed" => minute(message, FAILED),
         _ => minute(message, "cancelled"),
     };
     Ok(Effects { rows: vec![Effect::Fold(row)], ..Effects::default() })

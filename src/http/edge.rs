@@ -67,6 +67,9 @@ pub async fn edge(State(edge): State<Arc<Edge>>, mut request: Request, next: Nex
             "answered"
         );
     }
+    if !is_probe(uri.path()) {
+        edge.metrics.response_seconds.observe(started.elapsed().as_secs_f64());
+    }
     response.headers_mut().insert(X_REQUEST_ID, request_id);
     response
 }
@@ -82,10 +85,12 @@ pub async fn identify(request: Request, next: Next) -> Response {
 
 /// Health and metrics are answered however busy it is.
 fn permit<'a>(edge: &'a Edge, path: &str) -> Option<Option<tokio::sync::SemaphorePermit<'a>>> {
-    match path {
-        "/livez" | "/readyz" | "/metrics" => Some(None),
-        _ => edge.open.try_acquire().ok().map(Some),
-    }
+    if is_probe(path) { Some(None) } else { edge.open.try_acquire().ok().map(Some) }
+}
+
+/// What monitoring asks.
+fn is_probe(path: &str) -> bool {
+    matches!(path, "/livez" | "/readyz" | "/metrics")
 }
 
 /// The caller's id if it is sane, else a new one.

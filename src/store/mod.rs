@@ -194,6 +194,15 @@ pub struct StoreFigures {
     pub backlog: Vec<(Arc<str>, &'static str, u64)>,
 }
 
+/// What there is to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Workload {
+    /// Jobs RUNNING.
+    pub running: u64,
+    /// Jobs QUEUED.
+    pub queued: u64,
+}
+
 /// The port. Reads see every commit that was answered before they began.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
@@ -310,7 +319,12 @@ pub trait Store: Send + Sync + 'static {
     /// One row of a read model.
     async fn read_model(&self, model: &str, key: &str) -> Result<Option<serde_json::Value>, StoreError>;
 
+    /// The sum of a number over the rows of a read model from this key on.
+    async fn read_model_sum(&self, model: &str, field: &str, from: &str) -> Result<f64, StoreError>;
+
     async fn figures(&self) -> Result<StoreFigures, StoreError>;
+    /// Counts jobs that have not ended, by small indexes: never all jobs are read.
+    async fn workload(&self) -> Result<Workload, StoreError>;
     /// Deletes old rows, one bounded step in a transaction of its own. Go on with
     /// [`Pruned::next`]. Jobs first, then events, then inboxes: each frees the next.
     async fn prune(&self, step: &PruneStep) -> Result<Pruned, StoreError>;

@@ -197,6 +197,8 @@ pub struct Metrics {
     registry: Registry,
     pub accepted: ByLabel<Accepted, IntCounter>,
     pub rejected: ByLabel<Rejected, IntCounter>,
+    /// From a request's arrival to its answer, in seconds; without probes and sockets.
+    pub response_seconds: Histogram,
     /// Rows of one commit.
     pub commit_batch_rows: Histogram,
     /// One commit, from BEGIN to the end of COMMIT, in seconds.
@@ -298,6 +300,7 @@ impl Metrics {
         let metrics = Self {
             accepted: build.counter_by("accepted_total", "Units committed for callers."),
             rejected: build.counter_by("rejected_total", "Requests refused."),
+            response_seconds: build.histogram("response_seconds", "From a request's arrival to its answer.", LATENCY),
             commit_batch_rows: build.histogram("commit_batch_rows", "Rows of one commit.", ROWS),
             commit_seconds: build.histogram("commit_seconds", "One commit of the store.", LATENCY),
             committed_events: build
@@ -436,6 +439,7 @@ mod tests {
         for name in [
             "accepted_total{kind=\"job\"}",
             "rejected_total{reason=\"busy\"}",
+            "response_seconds_bucket",
             "commit_batch_rows_bucket",
             "commit_seconds_bucket",
             "intake_queue_bytes",

@@ -108,3 +108,44 @@ fn runners_of_two_instances_share_the_jobs_and_each_runs_once() {
     assert_eq!(sql("SELECT count(*) FROM events WHERE event_type = 'job.failed'"), "0");
     assert!(first.stop().success() && second.stop().success());
 }
+
+#[test]
+fn one_instance_samples_the_health_and_another_goes_on_when_it_is_killed() {
+    let Some(world) = World::fresh() else { return };
+    let start = |name: &str| {
+        let id = format!("instance.id={name}");
+        let mut settings = world.settings();
+        settings.extend([&*id, "health.interval=1s", "instance.lease=3s"]);
+        Gateway::start(&settings)
+    };
+    let events = "FROM events WHERE event_type = 'system.health.check'";
+    let count = |of: &str| -> u64 {
+        psql(&world.database, &format!("SELECT count(*) {events} AND aggregate_id = '{of}'")).parse().unwrap()
+    };
+    let until = |what: &str, holds: &dyn Fn() -> bool| {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !holds() {
+            assert!(Instant::now() < deadline, "waited in vain for {what}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    let first = start("first");
+    until("a sample of the first", &|| count("first") > 0);
+    let second = start("second");
+    let before = count("first");
+    until("more samples of the first", &|| count("first") >= before + 4);
+    assert_eq!(count("second"), 0, "one samples for all");
+
+    drop(first); // SIGKILL
+    until("a sample of the second", &|| count("second") > 1);
+    let payload = psql(&world.database, &format!("SELECT payload {events} AND aggregate_id = 'second' LIMIT 1"));
+    let payload: Value = serde_json::from_str(&payload).unwrap();
+    for component in ["database", "rabbitmq", "kafka", "nats", "registry", "external_api"] {
+        assert_eq!(payload["components"][component], json!("healthy"), "{payload:#}");
+    }
+    // And it is on its way to both brokers.
+    let legs = "SELECT count(*) FROM events e JOIN legs l USING (position) \
+                WHERE e.event_type = 'system.health.check' AND l.state = 1";
+    until("its legs", &|| psql(&world.database, legs).parse::<u64>().unwrap() > 0);
+    assert!(second.stop().success());
+}

@@ -193,3 +193,44 @@ async fn a_store_that_takes_nothing_is_named_by_readiness() {
     until("it is ready again", async || readiness().await.0 == 200).await;
     assert!(gateway.stop().await);
 }
+
+/// The figures are of what there is.
+#[tokio::test]
+async fn health_is_sampled_with_the_figures_of_the_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    let agents = agent(dir.path(), "exec sleep 1000");
+    let environment = [
+        ("GATEWAY__RUNNER__AGENTS", &*agents),
+        ("GATEWAY__RUNNER__CONCURRENCY", "1"),
+        ("GATEWAY__HEALTH__INTERVAL", "1s"),
+    ];
+    let setup = Setup { environment: &environment, ..Setup::default() };
+    let gateway = Gateway::start_as(dir.path(), setup).await;
+    let running = running(&gateway, dir.path()).await;
+    // Behind it in the queue.
+    let submitted = json!({ "agent": "Once", "dataset_id": "alpha-cal/point-source-10ant.csv" });
+    let (status, job) = gateway.call(Method::POST, "/api/v1/jobs", &running.user, Some(&submitted)).await;
+    assert_eq!(status, 201, "{job}");
+
+    let operator = token("root", Role::Operator);
+    let samples = async || {
+        let path = "/api/v1/events?type=system.health.check";
+        let (status, page) = gateway.call(Method::GET, path, &operator, None).await;
+        assert_eq!(status, 200, "{page}");
+        page["items"].as_array().unwrap().clone()
+    };
+    until("a sample with both jobs", async || {
+        let metrics = |sample: &Value| sample["payload"]["metrics"].clone();
+        samples().await.first().map(metrics).is_some_and(|m| m["active_jobs"] == 1 && m["pending_jobs"] == 1)
+    })
+    .await;
+    let sample = samples().await.remove(0);
+    let payload = &sample["payload"];
+    for component in ["database", "rabbitmq", "kafka", "nats", "registry", "external_api"] {
+        assert_eq!(payload["components"][component], "healthy", "{payload}");
+    }
+    assert_eq!(payload["metrics"]["failed_jobs_24h"], 0, "{payload}");
+    assert!(payload["metrics"]["average_response_time_ms"].as_f64().unwrap() > 0.0, "{payload}");
+
+    assert!(gateway.stop().await);
+}

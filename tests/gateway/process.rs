@@ -54,6 +54,8 @@ impl Gateway {
             .env("GATEWAY__DATA__DIR", data_dir)
             .env("GATEWAY__AUTH__JWT_SECRET", SECRET)
             .env("GATEWAY__LOG__FORMAT", "json")
+            // Some count every event.
+            .env("GATEWAY__HEALTH__INTERVAL", "0s")
             .envs(setup.environment.iter().copied())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -54,6 +54,8 @@ macro_rules! contract {
             folds_add_up_within_and_over_batches,
             lists_page_without_holes,
             due_retries_and_lapsed_leases_are_found,
+            what_there_is_to_do_is_counted,
+            a_read_model_adds_up_from_a_key_on,
         );
         promises!(
             $open, retention:

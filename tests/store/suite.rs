@@ -7,7 +7,7 @@ use event_gateway::domain::payload::CancelledBy;
 use event_gateway::domain::{Broker, Channel, Event, Id, Timestamp};
 use event_gateway::store::{
     BrokerEnd, Deliveries, Effect, Fold, JobFilter, LegMark, LegState, Outcome, Page, Replay, ReplayLimit, Unit,
-    Verdict,
+    Verdict, Workload,
 };
 
 use super::fixture::{Opened, claim, command, commit, committed, delivery, failed, job, submit};
@@ -372,4 +372,35 @@ pub async fn due_retries_and_lapsed_leases_are_found(opened: &Opened) {
     assert!(opened.store.lapsed_leases(Timestamp::now(), 10).await.unwrap().is_empty());
     let later = Timestamp::now().plus_ms(61_000);
     assert_eq!(opened.store.lapsed_leases(later, 10).await.unwrap(), [(leased, 1)]);
+}
+
+pub async fn what_there_is_to_do_is_counted(opened: &Opened) {
+    let jobs = [job("ada"), job("ada"), job("ben"), job("ben"), job("ben")];
+    for job in &jobs {
+        committed(opened, submit(job)).await;
+    }
+    let lease_until = Timestamp::now().plus_ms(60_000);
+    // Claimed is not yet running.
+    for (job, start) in [(&jobs[0], true), (&jobs[1], true), (&jobs[2], false)] {
+        let claim = JobCommand::Claim { claimant: "worker".into(), lease_until, start };
+        committed(opened, command(job.id, claim)).await;
+    }
+    let cancel = JobCommand::Cancel { by: CancelledBy::User, reason: "no".into() };
+    committed(opened, command(jobs[4].id, cancel)).await;
+    let report = Report::Completed { result: Box::default() };
+    committed(opened, command(jobs[1].id, JobCommand::Report { claimant: "worker".into(), attempt: 1, report })).await;
+    assert_eq!(opened.store.workload().await.unwrap(), Workload { running: 1, queued: 2 });
+}
+
+pub async fn a_read_model_adds_up_from_a_key_on(opened: &Opened) {
+    let sum = async |from: &str| opened.store.read_model_sum("test", "n", from).await.unwrap();
+    assert_eq!(sum("").await, 0.0);
+    for (key, field, amount) in [("a", "n", 1.0), ("b", "n", 2.5), ("c", "other", 9.0), ("d", "n", 4.0)] {
+        let mut fold = Fold { model: "test", key: key.into(), ..Fold::default() };
+        fold.add.insert(field, amount);
+        commit(opened, vec![Unit { effects: vec![Effect::Fold(fold)], ..Unit::default() }]).await;
+    }
+    assert_eq!(sum("").await, 7.5);
+    assert_eq!(sum("b").await, 6.5);
+    assert_eq!(sum("e").await, 0.0);
 }

@@ -153,3 +153,22 @@ pub(super) async fn read_model(c: &mut PgConnection, model: &str, key: &str) -> 
         .await?;
     row.map(|row| parse(row.try_get("data")?).map(Value::Object)).transpose()
 }
+
+/// `key` runs through part of the primary key only.
+pub(super) async fn read_model_sum(
+    c: &mut PgConnection,
+    model: &str,
+    field: &str,
+    from: &str,
+) -> Result<f64, StoreError> {
+    let row = sqlx::query(
+        "SELECT coalesce(sum((data ->> $2::text)::double precision), 0) AS total FROM read_models \
+         WHERE model = $1 AND key >= $3",
+    )
+    .bind(model)
+    .bind(field)
+    .bind(from)
+    .fetch_one(c)
+    .await?;
+    Ok(row.try_get("total")?)
+}

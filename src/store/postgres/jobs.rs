@@ -10,7 +10,7 @@ use super::batch::Batch;
 use super::rows::{int, read_id, read_text, read_time, read_time_or_null, read_u32, time};
 use crate::domain::job::{Job, JobStatus, Priority, RunnerKind};
 use crate::domain::{Id, Timestamp};
-use crate::store::{JobFilter, JobSummary, Page, StoreError};
+use crate::store::{JobFilter, JobSummary, Page, StoreError, Workload};
 
 macro_rules! columns {
     () => {
@@ -274,4 +274,16 @@ pub(super) async fn due_retries(
         due.push((read_id(row, "id")?, read_u32(row, "attempt")?));
     }
     Ok((due, None))
+}
+
+/// By `jobs_leased` and `jobs_claimable`, which hold jobs that have not ended alone.
+pub(super) async fn workload(c: &mut PgConnection) -> Result<Workload, StoreError> {
+    let row = sqlx::query(
+        "SELECT (SELECT count(*) FROM jobs WHERE lease_until IS NOT NULL AND status = 'RUNNING') AS running, \
+                (SELECT count(*) FROM jobs WHERE status = 'QUEUED') AS queued",
+    )
+    .fetch_one(c)
+    .await?;
+    let count = |name| Ok::<_, StoreError>(row.try_get::<i64, _>(name)?.unsigned_abs());
+    Ok(Workload { running: count("running")?, queued: count("queued")? })
 }

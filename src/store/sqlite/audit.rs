@@ -92,3 +92,19 @@ pub(super) async fn read_model(
         .await?;
     row.map(|row| parse(&row.try_get::<String, _>("data")?).map(Value::Object)).transpose()
 }
+
+/// `key` runs through part of the primary key only.
+pub(super) async fn read_model_sum(
+    connection: &mut SqliteConnection,
+    model: &str,
+    field: &str,
+    from: &str,
+) -> Result<f64, StoreError> {
+    let row = sqlx::query("SELECT total(data ->> ?2) AS total FROM read_models WHERE model = ?1 AND key >= ?3")
+        .bind(model.to_owned())
+        .bind(field.to_owned())
+        .bind(from.to_owned())
+        .fetch_one(connection)
+        .await?;
+    Ok(row.try_get("total")?)
+}

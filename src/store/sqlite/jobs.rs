@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Row, SqliteConnection};
 use super::rows::{Args, hex_list, json_list, write_rows};
 use crate::domain::job::{Job, JobStatus, Priority, RunnerKind};
 use crate::domain::{Id, Timestamp};
-use crate::store::{JobFilter, JobSummary, Page, StoreError};
+use crate::store::{JobFilter, JobSummary, Page, StoreError, Workload};
 
 macro_rules! columns {
     () => {
@@ -246,4 +246,17 @@ pub(super) async fn due_retries(
         due.push((super::read_id(row, "id")?, row.try_get("attempt")?));
     }
     Ok((due, None))
+}
+
+/// Both indexes hold jobs that have not ended alone.
+pub(super) async fn workload(connection: &mut SqliteConnection) -> Result<Workload, StoreError> {
+    let row = sqlx::query(
+        "SELECT (SELECT count(*) FROM jobs INDEXED BY jobs_leased \
+                 WHERE lease_until IS NOT NULL AND status = 'RUNNING') AS running, \
+                (SELECT count(*) FROM jobs INDEXED BY jobs_claimable WHERE status = 'QUEUED') AS queued",
+    )
+    .fetch_one(connection)
+    .await?;
+    let count = |name| Ok::<_, StoreError>(row.try_get::<i64, _>(name)?.unsigned_abs());
+    Ok(Workload { running: count("running")?, queued: count("queued")? })
 }

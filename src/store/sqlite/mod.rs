@@ -32,7 +32,7 @@ use super::plan::{Found, Needs, Plan, plan};
 use super::{
     Arrival, ArrivalQuery, BacklogRow, BrokerEnd, ChannelState, Deliveries, Duty, Enrolment, EventFilter, Handled,
     JobFilter, JobSummary, LegRow, LegState, Outcome, Page, PruneStep, Pruned, Renewal, ReplayLimit, SamplePoint,
-    Store, StoreError, StoreFigures, Unit,
+    Store, StoreError, StoreFigures, Unit, Workload,
 };
 use crate::domain::factory::EventFactory;
 use crate::domain::job::{Job, RunnerKind};
@@ -443,6 +443,14 @@ impl Store for SqliteStore {
 
     async fn read_model(&self, model: &str, key: &str) -> Result<Option<serde_json::Value>, StoreError> {
         self.read(async |c| audit::read_model(c, model, key).await).await
+    }
+
+    async fn read_model_sum(&self, model: &str, field: &str, from: &str) -> Result<f64, StoreError> {
+        self.read(async |c| audit::read_model_sum(c, model, field, from).await).await
+    }
+
+    async fn workload(&self) -> Result<Workload, StoreError> {
+        self.read(async |c| jobs::workload(c).await).await
     }
 
     async fn figures(&self) -> Result<StoreFigures, StoreError> {
