@@ -16,4 +16,4 @@ pub use lock::{DataDirLock, LockError};
 pub use logs::open as open_logs;
 pub use retention::{Deleted, Retention};
 pub use serve::serve;
-pub use store::open as open_store;
+pub use store::{open as open_store, open_as_found as open_store_as_found};

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::Global;
 use super::exit::{Failure, Outcome};
 use super::output::{Format, print, print_json, table};
-use crate::app::{DataDirLock, Deleted, Retention, open_store};
+use crate::app::{DataDirLock, Deleted, Retention, open_store_as_found};
 use crate::config::StoreUrl;
 use crate::domain::factory::EventFactory;
 
@@ -18,7 +18,7 @@ use crate::domain::factory::EventFactory;
 #[command(after_help = "\
 A running gateway does this by itself, every retention.interval. What still has open legs or
 waits in a backlog stays, and so do jobs that have not ended. On SQLite the gateway must be
-stopped first: one process at a time.
+stopped first: one process at a time. The schema stays as it is: only gateways migrate.
 
 Examples:
   event-gateway prune --dry-run
@@ -46,7 +46,7 @@ pub async fn run(command: Prune, global: &Global) -> Outcome {
     };
     let retention = Retention::new(&config, &catalogue).only(&command.kind);
     let factory = Arc::new(EventFactory::new(catalogue, HashSet::new(), 0));
-    let store = open_store(&config, factory).await.map_err(|error| failed(&error))?;
+    let store = open_store_as_found(&config, factory).await.map_err(|error| failed(&error))?;
     // Steps are whole: whoever interrupts this leaves nothing half deleted.
     let done = retention.run(&*store, command.dry_run, &CancellationToken::new(), None).await;
     store.close().await;

@@ -11,7 +11,7 @@ use indicatif::ProgressBar;
 use super::Global;
 use super::exit::{Failure, Outcome};
 use super::output::{Format, plain, print, print_json, table};
-use crate::app::{DataDirLock, LockError, open_logs, open_store};
+use crate::app::{DataDirLock, LockError, open_logs, open_store_as_found};
 use crate::config::{Config, StoreUrl};
 use crate::domain::factory::EventFactory;
 use crate::ops::reconcile::{BrokerReport, Finding, Progress, ReconcileOptions, Report, reconcile};
@@ -54,10 +54,10 @@ pub struct Reconcile {
 pub async fn run(command: Reconcile, global: &Global) -> Outcome {
     let config = global.load()?.config;
     let catalogue = super::catalogue(&config)?;
-    let stopped = quiet(&config)?;
+    let stopped = quiet(&config, command.reopen)?;
     let logs = open_logs(&config, &catalogue).await.map_err(|error| Failure::failed(error.to_string()))?;
     let factory = Arc::new(EventFactory::new(catalogue, HashSet::new(), 0));
-    let store = open_store(&config, factory).await.map_err(|error| Failure::failed(error.to_string()))?;
+    let store = open_store_as_found(&config, factory).await.map_err(|error| Failure::failed(error.to_string()))?;
     let options = ReconcileOptions {
         examples: command.examples,
         // Where no gateway runs nobody publishes what waits.

@@ -8,6 +8,7 @@ mod owner;
 pub mod plan;
 pub mod postgres;
 pub mod prune;
+mod schema;
 mod sql;
 pub mod sqlite;
 pub mod unit;
@@ -24,6 +25,7 @@ use crate::domain::{Broker, Channel, Event, Id, Timestamp};
 pub use arrivals::{Arrival, ArrivalQuery, Handled, Look, Missing};
 pub use owner::{Duty, Enrolment, Renewal};
 pub use prune::{Place, Prunable, PruneStep, Pruned};
+pub use schema::Migrations;
 pub use unit::*;
 
 /// Why the store did not do it.

@@ -4,6 +4,7 @@ mod arrivals;
 #[path = "../support/environment.rs"]
 mod environment;
 mod fixture;
+mod migrations;
 mod postgres;
 mod retention;
 mod suite;

@@ -27,8 +27,8 @@ use tokio::time::timeout;
 
 use super::{
     Arrival, ArrivalQuery, BacklogRow, BrokerEnd, ChannelState, Deliveries, Duty, Enrolment, EventFilter, Handled,
-    JobFilter, JobSummary, LegRow, LegState, Outcome, Page, PruneStep, Pruned, Renewal, ReplayLimit, SamplePoint,
-    Store, StoreError, StoreFigures, Unit, Workload,
+    JobFilter, JobSummary, LegRow, LegState, Migrations, Outcome, Page, PruneStep, Pruned, Renewal, ReplayLimit,
+    SamplePoint, Store, StoreError, StoreFigures, Unit, Workload, schema,
 };
 use crate::domain::factory::EventFactory;
 use crate::domain::job::{Job, RunnerKind};
@@ -46,11 +46,12 @@ pub struct PostgresOptions {
     pub writers: u32,
     /// A read that takes longer is given up.
     pub read_timeout: Duration,
+    pub migrations: Migrations,
 }
 
 impl Default for PostgresOptions {
     fn default() -> Self {
-        Self { readers: 4, writers: 4, read_timeout: Duration::from_secs(1) }
+        Self { readers: 4, writers: 4, read_timeout: Duration::from_secs(1), migrations: Migrations::default() }
     }
 }
 
@@ -87,11 +88,12 @@ const SESSION: [(&str, &str); 9] = [
 ];
 
 impl PostgresStore {
-    /// Connects and brings the schema up to date; instances that start together take turns.
+    /// Connects and brings the schema up to date, if it may; instances that start together
+    /// take turns.
     ///
     /// # Errors
-    /// The server cannot be reached, refuses the user, or its schema comes from a newer
-    /// version.
+    /// The server cannot be reached, refuses the user, or this program cannot work on its
+    /// schema.
     pub async fn open(
         server: PgConnectOptions,
         factory: Arc<EventFactory>,
@@ -102,7 +104,7 @@ impl PostgresStore {
             .statement_cache_capacity(512)
             .options(SESSION)
             .disable_statement_logging();
-        migrate(&server).await?;
+        prepare(&server, options.migrations).await?;
         let read_ms = options.read_timeout.as_millis().to_string();
         let reading = server.clone().options([
             ("default_transaction_read_only", "on"),
@@ -187,7 +189,8 @@ impl PostgresStore {
     }
 }
 
-async fn migrate(server: &PgConnectOptions) -> Result<(), StoreError> {
+/// Looks at the server and its schema, which is brought up to date if it may be.
+async fn prepare(server: &PgConnectOptions, migrations: Migrations) -> Result<(), StoreError> {
     let connect = timeout(CONNECT, PgConnection::connect_with(server)).await;
     let mut connection =
         connect.map_err(|_| StoreError::Unavailable(format!("no answer from {}", place(server))))??;
@@ -198,12 +201,24 @@ async fn migrate(server: &PgConnectOptions) -> Result<(), StoreError> {
     if version < 140_000 {
         return Err(StoreError::Unavailable(format!("PostgreSQL 14 or newer is needed; {} is older", place(server))));
     }
-    sqlx::migrate!("migrations/postgres").run(&mut connection).await.map_err(|error| match error {
-        sqlx::migrate::MigrateError::Execute(error) => error.into(),
-        other => StoreError::Corrupt(format!("schema of {}: {other}", place(server))),
-    })?;
+    let ours = schema::lenient(sqlx::migrate!("migrations/postgres"));
+    if migrations == Migrations::Apply {
+        ours.run(&mut connection).await.map_err(|error| match error {
+            sqlx::migrate::MigrateError::Execute(error) => error.into(),
+            other => StoreError::Corrupt(format!("schema of {}: {other}", place(server))),
+        })?;
+    }
+    schema::check(&ours, &applied(&mut connection).await?, &place(server))?;
     connection.close().await?;
     Ok(())
+}
+
+async fn applied(c: &mut PgConnection) -> Result<Vec<(i64, String)>, StoreError> {
+    let there = sqlx::query("SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS there").fetch_one(&mut *c).await?;
+    if !there.try_get::<bool, _>("there")? {
+        return Ok(Vec::new());
+    }
+    Ok(sqlx::query_as(schema::APPLIED).fetch_all(c).await?)
 }
 
 fn away<T>(_: tokio::time::error::Elapsed) -> Result<T, StoreError> {

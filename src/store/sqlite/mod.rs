@@ -31,8 +31,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::plan::{Found, Needs, Plan, plan};
 use super::{
     Arrival, ArrivalQuery, BacklogRow, BrokerEnd, ChannelState, Deliveries, Duty, Enrolment, EventFilter, Handled,
-    JobFilter, JobSummary, LegRow, LegState, Outcome, Page, PruneStep, Pruned, Renewal, ReplayLimit, SamplePoint,
-    Store, StoreError, StoreFigures, Unit, Workload,
+    JobFilter, JobSummary, LegRow, LegState, Migrations, Outcome, Page, PruneStep, Pruned, Renewal, ReplayLimit,
+    SamplePoint, Store, StoreError, StoreFigures, Unit, Workload, schema,
 };
 use crate::domain::factory::EventFactory;
 use crate::domain::job::{Job, RunnerKind};
@@ -40,18 +40,19 @@ use crate::domain::{Broker, Channel, Event, Id, Timestamp};
 use checkpoint::Checkpointer;
 use history::EventReader;
 
-/// How the store reads.
+/// How the store is opened and read.
 #[derive(Clone, Copy, Debug)]
 pub struct SqliteOptions {
     /// How many reads run at once.
     pub readers: u32,
     /// A read that takes longer is given up, so that checkpoints can go on.
     pub read_timeout: Duration,
+    pub migrations: Migrations,
 }
 
 impl Default for SqliteOptions {
     fn default() -> Self {
-        Self { readers: 4, read_timeout: Duration::from_secs(1) }
+        Self { readers: 4, read_timeout: Duration::from_secs(1), migrations: Migrations::default() }
     }
 }
 
@@ -81,18 +82,18 @@ impl SqliteStore {
         Self::open_with(path, factory, SqliteOptions::default()).await
     }
 
-    /// Opens or creates the file and brings its schema up to date.
+    /// Opens or creates the file and brings its schema up to date, if it may.
     ///
     /// # Errors
-    /// The file cannot be opened, is no database, or comes from a newer version.
+    /// The file cannot be opened, is no database, or this program cannot work on its schema.
     pub async fn open_with(
         path: &Path,
         factory: Arc<EventFactory>,
-        reading: SqliteOptions,
+        settings: SqliteOptions,
     ) -> Result<Self, StoreError> {
         let options = SqliteConnectOptions::new()
             .filename(path)
-            .create_if_missing(true)
+            .create_if_missing(settings.migrations == Migrations::Apply)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(Duration::from_secs(5))
@@ -104,16 +105,18 @@ impl SqliteStore {
             .pragma("journal_size_limit", "67108864")
             .disable_statement_logging();
         let mut connection = SqliteConnection::connect_with(&options).await?;
-        sqlx::migrate!("migrations/sqlite")
-            .run(&mut connection)
-            .await
-            .map_err(|error| StoreError::Corrupt(format!("schema of {}: {error}", path.display())))?;
+        let ours = schema::lenient(sqlx::migrate!("migrations/sqlite"));
+        if settings.migrations == Migrations::Apply {
+            let done = ours.run(&mut connection).await;
+            done.map_err(|error| StoreError::Corrupt(format!("schema of {}: {error}", path.display())))?;
+        }
+        schema::check(&ours, &applied(&mut connection).await?, &path.display().to_string())?;
         let last_position: i64 = sqlx::query("SELECT coalesce(max(position), 0) AS last FROM events")
             .fetch_one(&mut connection)
             .await?
             .try_get("last")?;
         let readers = SqlitePoolOptions::new()
-            .max_connections(reading.readers)
+            .max_connections(settings.readers)
             .acquire_timeout(Duration::from_secs(5))
             // Every commit empties a reader's cache: the pages are in the system's.
             .connect_lazy_with(
@@ -138,7 +141,7 @@ impl SqliteStore {
             readers,
             events: EventReader { catalogue: factory.catalogue().clone() },
             factory,
-            read_timeout: reading.read_timeout,
+            read_timeout: settings.read_timeout,
         })
     }
 
@@ -193,6 +196,15 @@ impl Writer {
         }
         Ok(plan.outcomes)
     }
+}
+
+async fn applied(c: &mut SqliteConnection) -> Result<Vec<(i64, String)>, StoreError> {
+    let there =
+        sqlx::query("SELECT 1 FROM sqlite_schema WHERE name = '_sqlx_migrations'").fetch_optional(&mut *c).await?;
+    if there.is_none() {
+        return Ok(Vec::new());
+    }
+    Ok(sqlx::query_as(schema::APPLIED).fetch_all(c).await?)
 }
 
 fn closed() -> StoreError {

@@ -19,10 +19,10 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::fixture::{Opened, factory};
 use database::Database;
-use server::Schema;
+pub use server::Schema;
 
 /// Longer than any test.
-const LEASE: Duration = Duration::from_secs(60);
+pub const LEASE: Duration = Duration::from_secs(60);
 
 /// A store as an instance of this name opens it.
 async fn enrolled(server: PgConnectOptions, instance: &str, lease: Duration) -> PostgresStore {
@@ -33,7 +33,7 @@ async fn enrolled(server: PgConnectOptions, instance: &str, lease: Duration) -> 
 
 impl Schema {
     /// A store as one more instance opens it.
-    async fn store(&self) -> PostgresStore {
+    pub async fn store(&self) -> PostgresStore {
         enrolled(self.options(), &uuid::Uuid::now_v7().to_string(), LEASE).await
     }
 }
