@@ -114,7 +114,8 @@ impl PostgresStore {
         ]);
         let writing = server.options([
             ("statement_timeout", "10s"),
-            ("lock_timeout", "5s"),
+            // Longer than a frozen instance may hold a lock: who waits for it goes through.
+            ("lock_timeout", "8s"),
             // The same few statements again and again: planning them took as long as running them.
             ("plan_cache_mode", "force_generic_plan"),
             // A frozen instance must not hold locks: the others wait for them.

@@ -2,6 +2,7 @@
 
 mod database;
 mod faults;
+mod limits;
 mod owners;
 mod proxy;
 #[path = "../../support/postgres.rs"]

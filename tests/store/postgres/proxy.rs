@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use event_gateway::task;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 
 /// What happens to the next COMMIT that passes.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -19,14 +20,23 @@ pub enum Cut {
     After = 2,
     /// Neither: the server's side stays open, the client's is closed.
     Hold = 3,
+    /// Nothing goes on, both sides stay open.
+    Freeze = 4,
     /// As `After`, and nobody gets through from then on.
-    AfterAndAway = 4,
+    AfterAndAway = 5,
+}
+
+/// What the proxy's connections share.
+#[derive(Default)]
+struct Orders {
+    cut: AtomicU8,
+    away: AtomicBool,
+    frozen: Notify,
 }
 
 pub struct Proxy {
     pub address: SocketAddr,
-    cut: Arc<AtomicU8>,
-    away: Arc<AtomicBool>,
+    orders: Arc<Orders>,
     accepting: tokio::task::JoinHandle<()>,
 }
 
@@ -34,30 +44,34 @@ impl Proxy {
     pub async fn start(server: (String, u16)) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let cut = Arc::new(AtomicU8::new(Cut::No as u8));
-        let away = Arc::new(AtomicBool::new(false));
-        let (armed, gone) = (cut.clone(), away.clone());
+        let orders = Arc::new(Orders::default());
+        let given = orders.clone();
         // Owner: the proxy, which aborts it.
         let accepting = task::spawn("proxy", async move {
             while let Ok((client, _)) = listener.accept().await {
-                if gone.load(Ordering::SeqCst) {
+                if given.away.load(Ordering::SeqCst) {
                     continue;
                 }
                 let server = TcpStream::connect((server.0.as_str(), server.1)).await.unwrap();
                 // Ends with its connection.
-                task::spawn("proxied", relay(client, server, armed.clone(), gone.clone()));
+                task::spawn("proxied", relay(client, server, given.clone()));
             }
         });
-        Self { address, cut, away, accepting }
+        Self { address, orders, accepting }
     }
 
     pub fn cut_next_commit(&self, how: Cut) {
-        self.cut.store(how as u8, Ordering::SeqCst);
+        self.orders.cut.store(how as u8, Ordering::SeqCst);
     }
 
     /// The server can be reached again.
     pub fn heal(&self) {
-        self.away.store(false, Ordering::SeqCst);
+        self.orders.away.store(false, Ordering::SeqCst);
+    }
+
+    /// Until [`Cut::Freeze`] has stopped a COMMIT.
+    pub async fn frozen(&self) {
+        self.orders.frozen.notified().await;
     }
 }
 
@@ -68,19 +82,24 @@ impl Drop for Proxy {
 }
 
 /// Passes bytes until one side ends or a COMMIT is cut.
-async fn relay(mut client: TcpStream, mut server: TcpStream, cut: Arc<AtomicU8>, away: Arc<AtomicBool>) {
+async fn relay(mut client: TcpStream, mut server: TcpStream, orders: Arc<Orders>) {
     let (mut up, mut down) = (vec![0; 65_536], vec![0; 65_536]);
     loop {
         tokio::select! {
             read = client.read(&mut up) => {
                 let Ok(count @ 1..) = read else { return };
-                if away.load(Ordering::SeqCst) {
+                if orders.away.load(Ordering::SeqCst) {
                     return;
                 }
                 let commit = up[..count].windows(7).any(|bytes| bytes == b"COMMIT\0");
-                let how = if commit { cut.swap(Cut::No as u8, Ordering::SeqCst) } else { Cut::No as u8 };
+                let how = if commit { orders.cut.swap(Cut::No as u8, Ordering::SeqCst) } else { Cut::No as u8 };
                 if how == Cut::Before as u8 {
                     return;
+                }
+                if how == Cut::Freeze as u8 {
+                    orders.frozen.notify_one();
+                    // Until the test ends.
+                    std::future::pending::<()>().await;
                 }
                 if how == Cut::Hold as u8 {
                     drop(client);
@@ -89,7 +108,7 @@ async fn relay(mut client: TcpStream, mut server: TcpStream, cut: Arc<AtomicU8>,
                     return;
                 }
                 if how == Cut::AfterAndAway as u8 {
-                    away.store(true, Ordering::SeqCst);
+                    orders.away.store(true, Ordering::SeqCst);
                 }
                 if server.write_all(&up[..count]).await.is_err() {
                     return;

@@ -9,7 +9,7 @@ use event_gateway::domain::{Broker, Channel};
 use event_gateway::store::postgres::PostgresStore;
 use event_gateway::store::{Effect, Fold, JobFilter, Outcome, Page, Renewal, Store, StoreError, Unit, Verdict};
 use event_gateway::task;
-use sqlx::{Connection, Executor, Row};
+use sqlx::Row;
 
 use super::proxy::{Cut, Proxy};
 use super::{LEASE, Schema, enrolled};
@@ -184,23 +184,6 @@ async fn data_that_cannot_be_stored_is_a_data_error() {
     assert_eq!(stored(&store).await, 0, "all or nothing; the committer splits");
     let filter = JobFilter { text: Some("a\0b".into()), ..JobFilter::default() };
     assert!(store.jobs(&filter, Page { before: None, limit: 1 }).await.unwrap().is_empty());
-}
-
-#[tokio::test]
-async fn a_frozen_instance_loses_its_locks() {
-    let Some(schema) = Schema::create().await else { return };
-    let store = schema.store().await;
-    let frozen = job("ada");
-    store.commit(Arc::new(vec![submit(&frozen)])).await.unwrap();
-    // As a store's writer that is stopped in the middle of a transaction.
-    let server = schema.options().options([("idle_in_transaction_session_timeout", "2s")]);
-    let mut session = sqlx::PgConnection::connect_with(&server).await.unwrap();
-    session.execute("BEGIN; SELECT last FROM heads FOR UPDATE").await.unwrap();
-    let started = Instant::now();
-    let cancel = JobCommand::Cancel { by: CancelledBy::User, reason: "no".into() };
-    store.commit(Arc::new(vec![command(frozen.id, cancel)])).await.expect("the lock is taken from it");
-    assert!(started.elapsed() < Duration::from_secs(5));
-    assert!(session.execute("COMMIT").await.is_err(), "it wakes to a closed session");
 }
 
 #[tokio::test]
