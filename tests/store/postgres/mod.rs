@@ -5,6 +5,7 @@ mod faults;
 mod limits;
 mod owners;
 mod proxy;
+mod secured;
 #[path = "../../support/postgres.rs"]
 mod server;
 mod shared;
