@@ -40,8 +40,8 @@ impl Retention {
                 (Prunable::Events, keep),
                 // A day more: brokers delete by the segment, not by the record.
                 (Prunable::Inbox, keep.max(logs + Duration::from_secs(24 * 3600))),
-                (Prunable::Audit, keep),
-                (Prunable::TimedModel(MINUTE_MODEL), keep),
+                (Prunable::Audit, config.retention.audit.unwrap_or(keep)),
+                (Prunable::TimedModel(MINUTE_MODEL), config.retention.aggregates.unwrap_or(keep)),
                 (Prunable::Idempotency, config.idempotency.keep),
             ],
         }

@@ -86,7 +86,7 @@ enum Command {
     Jobs(jobs::Jobs),
     /// Where is my event? Every leg of every event of a job, or of one event.
     Ledger(ledger::Ledger),
-    /// Delete what is older than retention.keep.
+    /// Delete what is older than retention.* says.
     Prune(prune::Prune),
     /// Is everything in the brokers that the ledger says, once, in order?
     Reconcile(reconcile::Reconcile),

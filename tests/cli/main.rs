@@ -9,5 +9,8 @@ mod jobs;
 mod program;
 mod reconcile;
 mod schemas;
+#[path = "../support/postgres.rs"]
+mod server;
+mod store;
 mod tokens;
 mod trace;
