@@ -1,5 +1,7 @@
 //! The real binary, from outside: HTTP, signals, files.
 
+#[path = "../support/effects.rs"]
+mod effects;
 #[path = "../support/environment.rs"]
 mod environment;
 mod kill;
