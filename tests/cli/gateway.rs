@@ -53,11 +53,20 @@ impl Gateway {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
 
+    /// The memory it has, in MiB.
+    pub fn memory(&self) -> u64 {
+        self.mebibytes("VmRSS:")
+    }
+
     /// The most memory it had, in MiB.
     pub fn peak_memory(&self) -> u64 {
+        self.mebibytes("VmHWM:")
+    }
+
+    fn mebibytes(&self, what: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel counts it");
-        peak.split_whitespace().next().unwrap().parse::<u64>().unwrap() / 1024
+        let found = status.lines().find_map(|line| line.strip_prefix(what)).expect("the kernel counts it");
+        found.split_whitespace().next().unwrap().parse::<u64>().unwrap() / 1024
     }
 
     /// Runs a client command against it.

@@ -9,7 +9,10 @@ mod gateway;
 #[path = "../cli/program.rs"]
 mod program;
 
+mod aftermath;
 mod dead_letters;
+#[path = "../support/effects.rs"]
+mod effects;
 #[path = "../support/environment.rs"]
 mod environment;
 mod faults;

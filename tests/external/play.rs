@@ -6,13 +6,27 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::aftermath::all_is_well;
 use crate::gateway::Gateway;
-use crate::world::{World, address, brokers};
+use crate::world::{CLUSTER, World, address, brokers};
 
 const LOG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/small.swf");
 const JOBS: u64 = 40;
 
-pub fn is_clean(report: &Value) {
+/// Workers hear of the jobs of one over REST alone, of the other's from JetStream.
+pub const AGENTS: [&str; 2] = ["external", CLUSTER];
+
+/// Plays the log to each of the [`AGENTS`]; `meanwhile` runs once a quarter of the jobs are there.
+/// What each has to report in the end, all being well.
+pub fn play(gateway: &mut Gateway, speedup: &str, meanwhile: impl FnOnce(&mut Gateway)) -> Vec<Value> {
+    let playing = Playing::start(gateway, LOG, &AGENTS, speedup);
+    playing.wait_for(gateway, JOBS as usize / 4);
+    meanwhile(gateway);
+    playing.ends_well()
+}
+
+/// Every job ended, every leg is done, no screen missed anything.
+fn is_clean(report: &Value) {
     assert_eq!(report["submitted"], report["jobs_in_log"], "{report:#}");
     assert_eq!(report["refused"], json!(0), "{report:#}");
     assert_eq!(report["lost"]["total"], json!(0), "{report:#}");
@@ -20,36 +34,43 @@ pub fn is_clean(report: &Value) {
     assert_eq!(report["screens"]["never_shown"], json!(0), "{report:#}");
 }
 
-/// Plays the log; `meanwhile` runs once a quarter of its jobs are there.
-pub fn play(gateway: &mut Gateway, speedup: &str, meanwhile: impl FnOnce(&mut Gateway)) -> Value {
-    let playing = Playing::start(gateway, LOG, "external", speedup);
-    playing.wait_for(gateway, JOBS as usize / 4);
-    meanwhile(gateway);
-    playing.report()
+/// A `trace` that runs for each agent, all at the same time.
+pub struct Playing(Vec<Trace>);
+
+impl Playing {
+    pub fn start(gateway: &Gateway, log: &str, agents: &[&str], speedup: &str) -> Self {
+        Self(agents.iter().map(|agent| Trace::start(gateway, log, agent, speedup)).collect())
+    }
+
+    /// Waits until each agent has so many jobs, at most 500.
+    pub fn wait_for(&self, gateway: &Gateway, jobs: usize) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while self.0.iter().any(|trace| trace.submitted(gateway) < jobs) {
+            assert!(Instant::now() < deadline, "the traces do not submit");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// What each has to report, all being well.
+    pub fn ends_well(self) -> Vec<Value> {
+        let reports: Vec<Value> = self.0.into_iter().map(Trace::report).collect();
+        reports.iter().for_each(is_clean);
+        reports
+    }
 }
 
-/// A `trace` that runs.
-pub struct Playing {
-    child: Child,
+struct Trace {
+    child: Option<Child>,
     agent: String,
 }
 
-impl Playing {
-    pub fn start(gateway: &Gateway, log: &str, agent: &str, speedup: &str) -> Self {
+impl Trace {
+    fn start(gateway: &Gateway, log: &str, agent: &str, speedup: &str) -> Self {
         let arguments = ["trace", log, "--agent", agent, "--speedup", speedup];
         let more = ["--watch", "8", "--settle", "120s", "--output", "json"];
         let mut command = gateway.program.command(&[&arguments[..], &more].concat());
         command.env("GATEWAY_URL", gateway.url()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Self { child: command.spawn().unwrap(), agent: agent.to_owned() }
-    }
-
-    /// Waits until it has submitted so many jobs, at most 500.
-    pub fn wait_for(&self, gateway: &Gateway, jobs: usize) {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while self.submitted(gateway) < jobs {
-            assert!(Instant::now() < deadline, "the trace does not submit");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        Self { child: Some(command.spawn().unwrap()), agent: agent.to_owned() }
     }
 
     fn submitted(&self, gateway: &Gateway) -> usize {
@@ -61,10 +82,20 @@ impl Playing {
             .unwrap_or(0)
     }
 
-    pub fn report(self) -> Value {
-        let ended = self.child.wait_with_output().unwrap();
+    fn report(mut self) -> Value {
+        let ended = self.child.take().unwrap().wait_with_output().unwrap();
         let (out, err) = (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
         serde_json::from_str(&out).unwrap_or_else(|_| panic!("{err}"))
+    }
+}
+
+impl Drop for Trace {
+    fn drop(&mut self) {
+        // Nobody waits for it any more: the test has failed.
+        if let Some(child) = &mut self.child {
+            child.kill().ok();
+            child.wait().ok();
+        }
     }
 }
 
@@ -72,13 +103,13 @@ impl Playing {
 fn a_log_is_played_and_everything_is_where_the_ledger_says() {
     let Some(world) = World::fresh() else { return };
     let mut gateway = Gateway::start(&world.settings());
-    let report = play(&mut gateway, "2000", |_| {});
-    is_clean(&report);
-    assert_eq!((&report["finished"], &report["failed"], &report["cancelled"]), (&json!(36), &json!(2), &json!(2)));
+    for report in play(&mut gateway, "2000", |_| {}) {
+        assert_eq!((&report["finished"], &report["failed"], &report["cancelled"]), (&json!(36), &json!(2), &json!(2)));
+    }
 
-    // PostgreSQL: no leg is open, sequences have no gap.
-    let sql = |query: &str| psql(&world.database, query);
-    assert_eq!(sql("SELECT count(*) FROM jobs"), JOBS.to_string());
+    all_is_well(&gateway, &world);
+    let jobs = JOBS * AGENTS.len() as u64;
+    assert_eq!(psql(&world.database, "SELECT count(*) FROM jobs"), jobs.to_string());
     // Kafka, read by kcat: each lifecycle event once (nothing failed, so nothing is repeated).
     let kafka = address("KAFKA").unwrap();
     let topic = format!("{}job-lifecycle", world.prefix);
@@ -88,7 +119,7 @@ fn a_log_is_played_and_everything_is_where_the_ledger_says() {
         .expect("kcat runs");
     let text = String::from_utf8(read.stdout).unwrap();
     let submitted = text.lines().filter(|line| line.contains("job.submitted")).count();
-    assert_eq!(submitted as u64, JOBS, "{text}");
+    assert_eq!(submitted as u64, jobs, "{text}");
     // RabbitMQ: the consumers have emptied their queues.
     let queues = brokers(&["rabbitmqctl", "rabbit1", "-q", "list_queues", "-p", &world.vhost, "name", "messages"]);
     assert!(queues.contains("job-events-api"), "{queues}");

@@ -6,8 +6,8 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::{ClientConfig, Offset};
 
 use crate::gateway::Gateway;
-use crate::lasting::scraped;
-use crate::play::{is_clean, play, psql};
+use crate::play::{play, psql};
+use crate::readiness::scraped;
 use crate::world::{World, address};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -48,7 +48,7 @@ fn repeats_absorbed(gateway: &Gateway) -> u64 {
 fn a_group_whose_offsets_are_lost_counts_nothing_twice() {
     let Some(world) = World::fresh() else { return };
     let mut gateway = Gateway::start(&world.settings());
-    is_clean(&play(&mut gateway, "150", |_| {}));
+    play(&mut gateway, "150", |_| {});
     let events: u64 = psql(&world.database, LIFECYCLE).parse().unwrap();
     let deadline = Instant::now() + PATIENCE;
     while psql(&world.database, COUNTED) != events.to_string() {

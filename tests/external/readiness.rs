@@ -15,6 +15,12 @@ fn readyz(gateway: &Gateway) -> (u16, Value) {
     })
 }
 
+/// Its metrics, as Prometheus gets them.
+pub fn scraped(gateway: &Gateway) -> String {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { reqwest::get(format!("{}/metrics", gateway.url())).await.unwrap().text().await.unwrap() })
+}
+
 /// What is not up, whether it holds readiness back or not.
 fn not_up(gateway: &Gateway) -> Vec<String> {
     let (_, body) = readyz(gateway);

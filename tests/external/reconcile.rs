@@ -5,21 +5,17 @@ use serde_json::{Value, json};
 use crate::gateway::Gateway;
 use crate::play::psql;
 use crate::program::Ended;
-use crate::world::{World, address};
+use crate::world::{CLUSTER, World, jetstream};
 
-/// Jobs of this agent leave their command in the stream: nobody here consumes it.
-pub const AGENT: &str = r#"
-[[runner.agents]]
-name = "Cluster"
-runner = "external"
-claim = "jetstream"
-any_dataset = true
-"#;
-
-/// Nothing is missing, out of order, unknown or still waiting.
+/// Nothing is missing, out of order, unknown or still waiting; and every broker has had something.
 pub fn brokers_have_what_the_ledger_says(gateway: &Gateway, world: &World) {
     let ended = reconcile(gateway, world, &["--wait", "60s"]);
     assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
+    let found = ended.json();
+    for name in ["rabbitmq", "kafka", "nats"] {
+        let legs = &broker(&found, name)["legs"];
+        assert!(legs["done"].as_u64().unwrap() > 0, "{name} had no load: {legs:#}");
+    }
 }
 
 fn reconcile(gateway: &Gateway, world: &World, more: &[&str]) -> Ended {
@@ -43,10 +39,7 @@ fn submitted(gateway: &Gateway, arguments: &[&str]) -> String {
 
 /// Deletes the newest command for external agents from its stream.
 fn lose_the_command() {
-    let servers: Vec<String> = address("NATS").unwrap().split(',').map(str::to_owned).collect();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let jetstream = async_nats::jetstream::new(async_nats::connect(servers).await.unwrap());
+    jetstream(async |jetstream| {
         let stream = jetstream.get_stream("COMMANDS_JOB").await.unwrap();
         let found = stream.get_last_raw_message_by_subject("commands.job.submit.external").await.unwrap();
         assert!(stream.delete_message(found.sequence).await.unwrap());
@@ -58,11 +51,9 @@ fn what_is_lost_repeated_or_open_is_named() {
     let Some(world) = World::fresh() else { return };
     let settings = world.settings();
     let mut gateway = Gateway::start(&settings);
-    gateway.program.file("config/agents.toml", AGENT);
-    gateway.kill_and_restart(&settings);
     let dataset = "anomaly-detection/quiet-receiver.csv";
     submitted(&gateway, &["--agent", "AnomalyDetection", "--dataset", dataset, "--watch"]);
-    let waiting = submitted(&gateway, &["--agent", "Cluster", "--dataset", "anything"]);
+    let waiting = submitted(&gateway, &["--agent", CLUSTER, "--dataset", "anything"]);
 
     let ended = reconcile(&gateway, &world, &["--wait", "60s"]);
     assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);

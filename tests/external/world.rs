@@ -3,11 +3,15 @@
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use async_nats::jetstream::Context;
 use event_gateway::domain::Id;
 
 use crate::environment::variable;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// Jobs of this agent leave their command in the stream: nobody here consumes it.
+pub const CLUSTER: &str = "Cluster";
 
 /// Names of a test's own on the brokers, and the settings that say so.
 pub struct World {
@@ -31,7 +35,7 @@ impl World {
         let user = url::Url::parse(rabbitmq.split(',').next().unwrap()).unwrap().username().to_owned();
         brokers(&["rabbitmqctl", "rabbit1", "set_permissions", "-p", &vhost, &user, ".*", ".*", ".*"]);
         brokers(&["psql", &format!("CREATE DATABASE {database}")]);
-        forget_streams(&nats);
+        forget_streams();
         let mut database_url = url::Url::parse(&postgres).unwrap();
         database_url.set_path(&database);
         let settings = vec![
@@ -42,6 +46,9 @@ impl World {
             format!("nats.urls={nats}"),
             format!("kafka.schema_registry_url={registry}"),
             format!("store.url={database_url}"),
+            format!(
+                r#"runner.agents=[{{"name": "{CLUSTER}", "runner": "external", "claim": "jetstream", "any_dataset": true}}]"#
+            ),
         ];
         Some(Self { settings, prefix, vhost, database, _turn: turn })
     }
@@ -81,12 +88,29 @@ fn run(arguments: &[&str]) -> Result<String, String> {
     }
 }
 
-/// Streams of earlier tests hold commands of jobs that no database knows any more.
-fn forget_streams(nats: &str) {
-    let servers: Vec<String> = nats.split(',').map(str::to_owned).collect();
+/// The node that leads a quorum queue of this world.
+pub fn queue_leader(world: &World, queue: &str) -> String {
+    let listed = brokers(&["rabbitmqctl", "rabbit1", "-q", "list_queues", "-p", &world.vhost, "name", "leader"]);
+    let leader = listed.lines().find_map(|line| line.strip_prefix(queue)?.trim().split('@').next());
+    leader.unwrap_or_else(|| panic!("{queue} has no leader: {listed}")).to_owned()
+}
+
+/// The node that leads the stream of the commands.
+pub fn stream_leader() -> String {
+    let info = jetstream(async |jetstream| jetstream.get_stream("COMMANDS_JOB").await.unwrap().cached_info().clone());
+    info.cluster.and_then(|cluster| cluster.leader).expect("the stream has a leader")
+}
+
+/// As a client of its own.
+pub fn jetstream<T>(act: impl AsyncFnOnce(Context) -> T) -> T {
+    let servers: Vec<String> = address("NATS").unwrap().split(',').map(str::to_owned).collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let jetstream = async_nats::jetstream::new(async_nats::connect(servers).await.unwrap());
+    runtime.block_on(async { act(async_nats::jetstream::new(async_nats::connect(servers).await.unwrap())).await })
+}
+
+/// Streams of earlier tests hold commands of jobs that no database knows any more.
+fn forget_streams() {
+    jetstream(async |jetstream| {
         for stream in ["COMMANDS_JOB", "COMMANDS_JOB_CANCEL"] {
             // Mostly it is not there.
             jetstream.delete_stream(stream).await.ok();

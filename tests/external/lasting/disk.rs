@@ -4,14 +4,15 @@ use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use event_gateway::domain::Id;
-use reqwest::StatusCode;
-use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::user::User;
 use super::{FROZEN, outlives, world};
+use crate::aftermath::all_is_well;
+use crate::environment::or_skip;
 use crate::gateway::Gateway;
 use crate::play::psql;
 use crate::readiness::until;
@@ -27,7 +28,7 @@ struct Disk {
 }
 
 impl Disk {
-    /// `None`, with the reason printed, for whoever may not mount.
+    /// `None`, with the reason printed, for whoever may not mount and need not.
     fn mount() -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
         // Only root may mount, and scripts/brokers then runs the server as this user.
@@ -43,8 +44,7 @@ impl Disk {
             Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
             Err(error) => error.to_string(),
         };
-        eprintln!("SKIPPED: no small disk can be mounted: {why}");
-        None
+        or_skip(None, &format!("no small disk can be mounted: {why}"))
     }
 
     /// Puts a world's database here; nobody may be connected to it.
@@ -80,59 +80,6 @@ impl Drop for Disk {
     }
 }
 
-/// A user of the API, who submits one job after the other.
-struct User {
-    runtime: tokio::runtime::Runtime,
-    http: reqwest::Client,
-    jobs: String,
-    token: String,
-}
-
-impl User {
-    fn of(gateway: &Gateway) -> Self {
-        let issued = gateway.run(&["token", "issue", "--user", "ada", "--role", "user"]);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let jobs = format!("{}/api/v1/jobs", gateway.url());
-        Self { runtime, http: reqwest::Client::new(), jobs, token: issued.stdout.trim().to_owned() }
-    }
-
-    fn call(&self, request: reqwest::RequestBuilder) -> (StatusCode, Value) {
-        self.runtime.block_on(async {
-            let answer = request.bearer_auth(&self.token).send().await.unwrap();
-            (answer.status(), answer.json().await.unwrap())
-        })
-    }
-
-    fn submit(&self) -> (StatusCode, Value) {
-        self.call(self.http.post(&self.jobs).json(&json!({ "agent": "external", "dataset_id": "d" })))
-    }
-
-    fn read(&self, job: &str) -> (StatusCode, Value) {
-        self.call(self.http.get(format!("{}/{job}", self.jobs)))
-    }
-
-    /// Submits for so long, counted from the first refusal, and every refusal says that a repeat
-    /// is safe. What was accepted.
-    fn is_refused_for(&self, time: Duration) -> Vec<String> {
-        let mut accepted = Vec::new();
-        let mut end = None;
-        // Pages that have room take some more.
-        let limit = Instant::now() + Duration::from_secs(60);
-        while end.is_none_or(|end| Instant::now() < end) {
-            assert!(Instant::now() < limit, "nothing is refused");
-            let (status, body) = self.submit();
-            if status == StatusCode::CREATED {
-                accepted.push(body["id"].as_str().unwrap().to_owned());
-            } else {
-                assert_eq!((status.as_u16(), &body["retry_safe"]), (503, &json!(true)), "{body:#}");
-                end = end.or(Some(Instant::now() + time));
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        accepted
-    }
-}
-
 /// What is answered meanwhile is 201 or a 503 that may be repeated; it recovers by itself.
 #[test]
 #[ignore = "fills a disk: make test-faults"]
@@ -146,10 +93,7 @@ fn postgresql_has_a_full_disk() {
         let accepted = user.is_refused_for(FROZEN);
         until(gateway, &["store"]);
         disk.make_room();
-        for job in &accepted {
-            let (status, body) = user.read(job);
-            assert_eq!(status, StatusCode::OK, "{job} was accepted: {body:#}");
-        }
+        user.finds(&accepted);
     };
-    outlives(&world, "external", &[], FROZEN + Duration::from_secs(30), meanwhile, |_| {});
+    outlives(&world, &[], FROZEN + Duration::from_secs(30), meanwhile, all_is_well);
 }

@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use tokio::runtime::{Builder, Runtime};
 
 use super::{FROZEN, IMPATIENT, outlives, world};
+use crate::aftermath::all_is_well;
 use crate::environment::variable;
 use crate::gateway::Gateway;
 use crate::proxy::{Mode, Proxy};
@@ -81,7 +82,7 @@ impl Network {
 
     fn is_outlived(&self, world: &World, name: &str) {
         let more = [&IMPATIENT[..], &[&*self.setting]].concat();
-        outlives(world, "Cluster", &more, LENGTH, |gateway| self.misbehaves(gateway, name), |_| {});
+        outlives(world, &more, LENGTH, |gateway| self.misbehaves(gateway, name), all_is_well);
     }
 }
 
