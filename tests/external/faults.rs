@@ -1,6 +1,6 @@
 //! One SIGKILL of each kind under load; the rest of the list is in `make test-faults`.
 
-use crate::aftermath::{Memory, all_is_well};
+use crate::aftermath::{Memory, SMALL, all_is_well};
 use crate::gateway::Gateway;
 use crate::play::play;
 use crate::world::{World, brokers, queue_leader, stream_leader};
@@ -15,7 +15,7 @@ fn survives(more: &[&str], fault: impl FnOnce(&mut Gateway, &World, &[&str])) {
         fault(gateway, &world, &settings);
     });
     all_is_well(&gateway, &world);
-    memory.unwrap().sufficed(&gateway);
+    memory.unwrap().sufficed(&gateway, SMALL);
 }
 
 fn killed(node: &str) {

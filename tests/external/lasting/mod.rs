@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use event_gateway::domain::Broker;
 
-use crate::aftermath::{Memory, all_is_well};
+use crate::aftermath::{Memory, SMALL, all_is_well};
 use crate::environment::given;
 use crate::gateway::Gateway;
 use crate::play::{AGENTS, Playing, psql};
@@ -108,7 +108,7 @@ fn outlives(
     fault(&gateway);
     playing.ends_well();
     check(&gateway, world);
-    memory.sufficed(&gateway);
+    memory.sufficed(&gateway, SMALL);
     assert!(gateway.stop().success());
 }
 
