@@ -20,7 +20,8 @@ const REDRAWS: Duration = Duration::from_millis(100);
 
 #[derive(Args)]
 #[command(after_help = "\
-Reads only; a gateway may run meanwhile. What is found, by broker:
+Reads only, unless --reopen is given, and never changes the schema; a gateway may run
+meanwhile. What is found, by broker:
   missing       confirmed, but not there, and not explained by retention or consumption
   out of order  its first message comes after that of a later event of the same aggregate
   unknown       a message whose event was never committed
@@ -33,12 +34,17 @@ ledger's confirms and the queues' depths are shown. A message that was handed to
 queue's consumer counts as consumed. Needs about 200 bytes of temporary disk (TMPDIR) for
 each event of the broker with the most; memory stays below 200 MB.
 
+--reopen has gateways publish again what a log (Kafka, JetStream with limits) has lost: it comes
+behind what is there, in the order of its commits. Not what a work queue has lost. On SQLite the
+gateway must be stopped first.
+
 Exit code 0: nothing missing, out of order, unknown, unreadable or waiting. 1: something is,
 or it could not be read.
 
 Examples:
   event-gateway reconcile
-  event-gateway reconcile --wait 2m --output json")]
+  event-gateway reconcile --wait 2m --output json
+  event-gateway reconcile --reopen")]
 pub struct Reconcile {
     /// How long legs that are open at the beginning may take.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
@@ -46,6 +52,9 @@ pub struct Reconcile {
     /// Duplicates count as a fault, too.
     #[arg(long)]
     strict: bool,
+    /// Open the legs again of what logs have lost, so that gateways publish it again.
+    #[arg(long)]
+    reopen: bool,
     /// How many findings of each kind are listed.
     #[arg(long, value_name = "NUMBER", default_value_t = 20)]
     examples: usize,
@@ -63,6 +72,7 @@ pub async fn run(command: Reconcile, global: &Global) -> Outcome {
         // Where no gateway runs nobody publishes what waits.
         wait: if stopped.is_some() { Duration::ZERO } else { command.wait },
         store_keeps: config.retention.keep,
+        reopen: command.reopen,
     };
     let bar = ProgressBar::new_spinner();
     bar.enable_steady_tick(REDRAWS);
@@ -75,16 +85,17 @@ pub async fn run(command: Reconcile, global: &Global) -> Outcome {
     if report.is_clean(command.strict) { Ok(()) } else { Err(Failure::failed("")) }
 }
 
-/// With a store in a file: keeps a gateway from starting meanwhile, if none runs.
-fn quiet(config: &Config) -> Result<Option<DataDirLock>, Failure> {
+/// With a store in a file: keeps a gateway from starting meanwhile, if none runs. `alone`: none
+/// may run.
+fn quiet(config: &Config, alone: bool) -> Result<Option<DataDirLock>, Failure> {
     let StoreUrl::Sqlite(path) = &config.store.url else { return Ok(None) };
     if !path.exists() {
         return Err(Failure::failed(format!("there is no store at {}; see store.url", path.display())));
     }
     match DataDirLock::take(&config.data.dir) {
         Ok(lock) => Ok(Some(lock)),
-        Err(LockError::Taken { .. }) => Ok(None),
-        Err(error @ LockError::Io { .. }) => Err(Failure::failed(error.to_string())),
+        Err(LockError::Taken { .. }) if !alone => Ok(None),
+        Err(error) => Err(Failure::failed(error.to_string())),
     }
 }
 
@@ -124,6 +135,15 @@ fn text(report: &Report, clean: bool) -> String {
     for broker in &report.brokers {
         for queue in &broker.queues {
             let _ = writeln!(text, "{} queue {}: {} messages", broker.broker, plain(&queue.name), queue.messages);
+        }
+        match (broker.lost, broker.reopened) {
+            (0, _) => {}
+            (lost, 0) => {
+                let _ = writeln!(text, "{}: --reopen has {lost} of the missing published again", broker.broker);
+            }
+            (_, reopened) => {
+                let _ = writeln!(text, "{}: {reopened} legs are open again, to be published", broker.broker);
+            }
         }
         for (kind, findings) in broker.faults().into_iter().chain([("duplicates", &broker.duplicates)]) {
             for finding in &findings.examples {

@@ -300,6 +300,10 @@ pub trait Store: Send + Sync + 'static {
     /// Makes done legs at or beyond an end pending again: the embedded log lost its
     /// unsynced tail. Returns how many.
     async fn reopen_legs(&self, lost: &[BrokerEnd]) -> Result<u64, StoreError>;
+    /// Makes done legs of these events pending again: the broker has lost their messages.
+    /// They are nobody's until an instance takes them over, and later events of the same
+    /// aggregates wait for them. Returns how many.
+    async fn publish_again(&self, broker: Broker, positions: &[i64]) -> Result<u64, StoreError>;
 
     /// Due retries of one consumer, oldest first, at most one per key.
     async fn backlog_due(

@@ -143,6 +143,13 @@ fn what_the_ledger_says_and_what_the_brokers_hold_are_compared_message_by_messag
     let text = holed.0.run(&["reconcile"]).stdout;
     assert!(text.contains(event["event_id"].as_str().unwrap()) && text.ends_with("NOT CLEAN\n"), "{text}");
 
+    // What is open again waits for a gateway.
+    assert_eq!(kafka(&holed.reconcile(&[]).json())["lost"], json!(1));
+    let reopened = holed.reconcile(&["--reopen"]);
+    assert_eq!(reopened.code, 1, "{}{}", reopened.stdout, reopened.stderr);
+    assert_eq!(kafka(&reopened.json())["reopened"], json!(1));
+    assert_eq!(holed.finds("waiting")["event_id"], event["event_id"]);
+
     let truncated = site.changed(async |_, brokers, job| {
         let last = records(brokers, job).await.pop().unwrap().0;
         sqlx::query("DELETE FROM records WHERE id = ?").bind(last).execute(brokers).await.unwrap();
@@ -196,6 +203,14 @@ fn a_repeat_is_harmless_unless_it_is_asked_for() {
     let found = garbled.reconcile(&[]).json();
     let counts = ["unreadable", "missing", "unknown"].map(|kind| kafka(&found)[kind]["count"].as_u64().unwrap());
     assert_eq!(counts, [1, 1, 0]);
+}
+
+#[test]
+fn nothing_is_reopened_under_a_gateway_that_has_the_store_alone() {
+    let gateway = Gateway::start(&[]);
+    let ended = gateway.run(&["reconcile", "--reopen"]);
+    assert_eq!(ended.code, 1, "{}{}", ended.stdout, ended.stderr);
+    assert!(ended.stderr.contains("is used by another gateway"), "{}", ended.stderr);
 }
 
 #[test]

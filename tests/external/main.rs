@@ -24,5 +24,6 @@ mod projections;
 mod proxy;
 mod readiness;
 mod reconcile;
+mod restore;
 mod topology;
 mod world;

@@ -18,7 +18,7 @@ pub fn brokers_have_what_the_ledger_says(gateway: &Gateway, world: &World) {
     }
 }
 
-fn reconcile(gateway: &Gateway, world: &World, more: &[&str]) -> Ended {
+pub fn reconcile(gateway: &Gateway, world: &World, more: &[&str]) -> Ended {
     let settings = world.settings();
     let set = settings.iter().flat_map(|setting| ["--set", setting]);
     let arguments: Vec<&str> =
@@ -26,12 +26,12 @@ fn reconcile(gateway: &Gateway, world: &World, more: &[&str]) -> Ended {
     gateway.run(&arguments)
 }
 
-fn broker<'a>(found: &'a Value, name: &str) -> &'a Value {
+pub fn broker<'a>(found: &'a Value, name: &str) -> &'a Value {
     let brokers = found["report"]["brokers"].as_array().unwrap();
     brokers.iter().find(|broker| broker["broker"] == name).unwrap()
 }
 
-fn submitted(gateway: &Gateway, arguments: &[&str]) -> String {
+pub fn submitted(gateway: &Gateway, arguments: &[&str]) -> String {
     let ended = gateway.run(&[&["jobs", "submit"], arguments].concat());
     assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
     ended.stdout.lines().next().unwrap().to_owned()

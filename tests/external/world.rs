@@ -53,6 +53,13 @@ impl World {
         Some(Self { settings, prefix, vhost, database, _turn: turn })
     }
 
+    /// From now on the gateways of this world use another database, which is there or comes.
+    pub fn use_database(&mut self, name: &str) {
+        let setting = self.settings.iter_mut().find(|setting| setting.starts_with("store.url=")).unwrap();
+        *setting = setting.replace(&format!("/{}", self.database), &format!("/{name}"));
+        self.database = name.to_owned();
+    }
+
     /// For `--set`.
     pub fn settings(&self) -> Vec<&str> {
         self.settings.iter().map(String::as_str).collect()

@@ -51,6 +51,7 @@ macro_rules! contract {
             a_stale_report_is_refused_and_a_repeat_writes_nothing,
             marks_settle_legs_and_never_unsettle_them,
             lost_log_tails_reopen_their_legs,
+            what_a_broker_has_lost_is_owed_again,
             channels_replay_exactly_or_say_snapshot,
             folds_add_up_within_and_over_batches,
             lists_page_without_holes,

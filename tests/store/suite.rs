@@ -313,6 +313,26 @@ pub async fn lost_log_tails_reopen_their_legs(opened: &Opened) {
     }
 }
 
+pub async fn what_a_broker_has_lost_is_owed_again(opened: &Opened) {
+    let mut positions = Vec::new();
+    for offset in 0..3 {
+        let event = committed(opened, submit(&job("ada"))).await.remove(0);
+        let marks = vec![mark(&event, Broker::Kafka, LegState::Done, Some(offset))];
+        commit(opened, vec![Unit { marks, ..Unit::default() }]).await;
+        positions.push(event.position);
+    }
+    let pending = committed(opened, submit(&job("ada"))).await.remove(0).position;
+    let lost = [positions[0], positions[2], pending];
+    assert_eq!(opened.store.publish_again(Broker::Kafka, &lost).await.unwrap(), 2, "what was done");
+    assert_eq!(opened.store.publish_again(Broker::Kafka, &lost).await.unwrap(), 0, "once");
+    for (position, state) in positions.into_iter().zip([LegState::Pending, LegState::Done, LegState::Pending]) {
+        let found = opened.store.deliveries(Page { before: Some(position + 1), limit: 1 }).await.unwrap();
+        let leg = found[0].legs.iter().find(|leg| leg.broker == Broker::Kafka).unwrap();
+        assert_eq!((leg.position, leg.state), (position, state));
+        assert_eq!(leg.offset.is_some(), state == LegState::Done);
+    }
+}
+
 pub async fn channels_replay_exactly_or_say_snapshot(opened: &Opened) {
     let id = running(opened).await;
     let limit = |events| ReplayLimit { events, bytes: 1_000_000 };

@@ -9,6 +9,9 @@
 //! The judgement is the relay's promise: the first message of each event comes in the
 //! order of its aggregate, and repeats may follow. What consumers have done is not judged:
 //! the inbox keeps that to one effect an event.
+//!
+//! Where a log has lost messages their legs can be opened again, in the order of their commits,
+//! so that relays publish them behind what is there.
 
 mod report;
 mod scratch;
@@ -47,9 +50,11 @@ pub struct ReconcileOptions {
     pub wait: Duration,
     /// How long the store keeps events.
     pub store_keeps: Duration,
+    /// Whether what a log has lost is to be published again.
+    pub reopen: bool,
 }
 
-/// Why there is no report. Nothing was changed; trying again is safe.
+/// Why there is no report. Trying again is safe: at most, legs are open again that were to be.
 #[derive(Debug, thiserror::Error)]
 pub enum ReconcileError {
     #[error(transparent)]
@@ -174,6 +179,7 @@ impl Comparison<'_> {
         let route = routes.iter().find(|route| route.broker == leg.broker);
         Some(OwedLeg {
             event_id: event.event_id,
+            committed: event.position,
             event_type: event.event_type.name.clone(),
             aggregate: event.event_type.aggregate.clone(),
             aggregate_id: event.aggregate_id.clone(),
@@ -229,14 +235,24 @@ impl Comparison<'_> {
     ) -> Result<(), ReconcileError> {
         let extents: HashMap<(&str, i32), &Extent> =
             extents.iter().map(|extent| ((&*extent.log, extent.partition), extent)).collect();
-        let mut legs = scratch.without_message();
-        while let Some(leg) = legs.try_next().await? {
-            match absence(&leg, &extents, self.at) {
-                Absence::Retired => report.retired += 1,
-                Absence::Consumed => report.consumed += 1,
-                Absence::Missing(why) => {
-                    report.missing.add(self.options.examples, || finding(&leg, confirmed(&leg), why))
+        let mut legs = scratch.without_message().try_chunks(EVENTS as usize);
+        while let Some(page) = legs.try_next().await.map_err(|broken| broken.1)? {
+            let mut lost = Vec::new();
+            for leg in &page {
+                match absence(leg, &extents, self.at) {
+                    Absence::Retired => report.retired += 1,
+                    Absence::Consumed => report.consumed += 1,
+                    Absence::Missing(why) => {
+                        report.missing.add(self.options.examples, || finding(leg, confirmed(leg), why));
+                        if is_published_again(report.broker, leg, &extents) {
+                            lost.push(leg.committed);
+                        }
+                    }
                 }
+            }
+            report.lost += lost.len() as u64;
+            if self.options.reopen && !lost.is_empty() {
+                report.reopened += self.store.publish_again(report.broker, &lost).await?;
             }
         }
         Ok(())
@@ -347,6 +363,17 @@ fn absence(leg: &OwedLeg, extents: &HashMap<(&str, i32), &Extent>, now: Timestam
         Keeps::For(age) if left && is_over(leg.occurred_at, *age, now) => Absence::Retired,
         Keeps::For(_) if left => Absence::Missing(format!("{log} begins at {} already", extent.start)),
         Keeps::Bounded | Keeps::For(_) => Absence::Missing(format!("{log} has others before and after it")),
+    }
+}
+
+/// Would the log of a missing message keep it, if it came again? What a work queue has lost is
+/// found by whoever waits for the work; what else it had is done.
+fn is_published_again(broker: Broker, leg: &OwedLeg, extents: &HashMap<(&str, i32), &Extent>) -> bool {
+    let Some(log) = &leg.log else { return false };
+    match extents.get(&(&**log, leg.partition.unwrap_or_default())) {
+        Some(extent) => !matches!(extent.keeps, Keeps::UntilConsumed(_)),
+        // A topic that is gone; the next start declares it.
+        None => broker == Broker::Kafka,
     }
 }
 

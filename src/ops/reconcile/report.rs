@@ -25,6 +25,10 @@ pub struct BrokerReport {
     pub messages: u64,
     /// Confirmed, but not there, and nothing explains it.
     pub missing: Findings,
+    /// Missing ones that a log should still keep: they can be published again.
+    pub lost: u64,
+    /// Missing ones whose legs are open again now.
+    pub reopened: u64,
     /// The first message of an event that comes after the first one of a later event of the
     /// same aggregate, in one partition.
     pub out_of_order: Findings,
@@ -102,6 +106,8 @@ impl BrokerReport {
             legs: LegCounts::default(),
             messages: 0,
             missing: Findings::default(),
+            lost: 0,
+            reopened: 0,
             out_of_order: Findings::default(),
             unknown: Findings::default(),
             unreadable: Findings::default(),

@@ -17,6 +17,7 @@ use crate::store::LegState;
 const SCHEMA: &str = "
     CREATE TABLE legs (
         event_id    BLOB    NOT NULL PRIMARY KEY,
+        committed   INTEGER NOT NULL,
         event_type  TEXT    NOT NULL,
         aggregate   TEXT    NOT NULL,
         id          TEXT    NOT NULL,
@@ -41,6 +42,8 @@ const SCHEMA: &str = "
 #[derive(Clone, Debug)]
 pub(super) struct OwedLeg {
     pub event_id: Id,
+    /// The event's commit position.
+    pub committed: i64,
     pub event_type: Arc<str>,
     pub aggregate: Arc<str>,
     pub aggregate_id: Arc<str>,
@@ -95,6 +98,7 @@ impl Scratch {
             .map(|leg| {
                 json!([
                     hex::encode(leg.event_id.as_bytes()),
+                    leg.committed,
                     leg.event_type,
                     leg.aggregate,
                     leg.aggregate_id,
@@ -110,7 +114,8 @@ impl Scratch {
             })
             .collect();
         let sql = "INSERT INTO legs SELECT unhex(value ->> 0), value ->> 1, value ->> 2, value ->> 3, value ->> 4, \
-                   value ->> 5, value ->> 6, value ->> 7, value ->> 8, value ->> 9, value ->> 10, value ->> 11 \
+                   value ->> 5, value ->> 6, value ->> 7, value ->> 8, value ->> 9, value ->> 10, value ->> 11, \
+                   value ->> 12 \
                    FROM json_each(?)";
         self.write(sql, rows).await
     }
@@ -134,10 +139,10 @@ impl Scratch {
         transaction.commit().await
     }
 
-    /// Confirmed legs of which no message is there.
+    /// Confirmed legs of which no message is there, in the order of their commits.
     pub fn without_message(&mut self) -> Rows<'_, OwedLeg> {
         let sql = "SELECT legs.* FROM legs LEFT JOIN seen USING (event_id) \
-                   WHERE legs.state = 1 AND seen.event_id IS NULL";
+                   WHERE legs.state = 1 AND seen.event_id IS NULL ORDER BY legs.committed";
         sqlx::query(sql).fetch(&mut self.connection).map(|row| leg(&row?)).boxed()
     }
 
@@ -197,6 +202,7 @@ fn leg(row: &SqliteRow) -> Result<OwedLeg, sqlx::Error> {
     let state: i64 = row.try_get("state")?;
     Ok(OwedLeg {
         event_id: id(row)?,
+        committed: row.try_get("committed")?,
         event_type: text("event_type")?,
         aggregate: text("aggregate")?,
         aggregate_id: text("id")?,

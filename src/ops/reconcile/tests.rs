@@ -8,6 +8,7 @@ const NOW: Timestamp = Timestamp(1_000_000_000_000);
 fn leg(offset: i64, age: Duration) -> OwedLeg {
     OwedLeg {
         event_id: Id::new(),
+        committed: 1,
         event_type: "job.submitted".into(),
         aggregate: "job".into(),
         aggregate_id: "a".into(),
@@ -62,4 +63,19 @@ fn a_log_that_is_not_there_holds_nothing() {
     assert!(matches!(absence(&leg(1, HOUR), &HashMap::new(), NOW), Absence::Missing(why) if why.contains("exist")));
     let nowhere = OwedLeg { log: None, ..leg(1, HOUR) };
     assert!(matches!(absence(&nowhere, &HashMap::new(), NOW), Absence::Missing(why) if why.contains("takes")));
+}
+
+#[test]
+fn what_a_log_keeps_is_published_again_and_work_is_not() {
+    let lost = leg(20, HOUR);
+    let again = |broker, log: &str, keeps| {
+        let extent = Extent { log: log.into(), partition: 0, start: 10, end: 20, keeps };
+        is_published_again(broker, &lost, &HashMap::from([((log, 0), &extent)]))
+    };
+    assert!(again(Broker::Kafka, "log", Keeps::For(HOUR)));
+    assert!(again(Broker::Nats, "log", Keeps::Bounded));
+    assert!(!again(Broker::Nats, "log", Keeps::UntilConsumed(Vec::new())));
+    // Topics are logs; what an unknown stream would be nobody can say.
+    assert!(again(Broker::Kafka, "another", Keeps::Bounded));
+    assert!(!again(Broker::Nats, "another", Keeps::Bounded));
 }

@@ -14,6 +14,7 @@ mod jobs;
 mod outbox;
 mod owners;
 mod prune;
+mod reopen;
 mod rows;
 
 use std::sync::Arc;
@@ -442,6 +443,10 @@ impl Store for PostgresStore {
     async fn reopen_legs(&self, lost: &[BrokerEnd]) -> Result<u64, StoreError> {
         let owner = self.owner()?;
         self.write(async |c| outbox::reopen(c, owner, lost, &self.events).await).await
+    }
+
+    async fn publish_again(&self, broker: Broker, positions: &[i64]) -> Result<u64, StoreError> {
+        self.write(async |c| reopen::publish_again(c, broker, positions).await).await
     }
 
     async fn backlog_due(

@@ -432,6 +432,10 @@ impl Store for SqliteStore {
         self.write(async |c| outbox::reopen(c, lost, &self.events).await).await
     }
 
+    async fn publish_again(&self, broker: Broker, positions: &[i64]) -> Result<u64, StoreError> {
+        self.write(async |c| outbox::publish_again(c, broker, positions, Timestamp::now()).await).await
+    }
+
     async fn backlog_due(
         &self,
         consumer: &str,

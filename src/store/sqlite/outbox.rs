@@ -160,6 +160,25 @@ pub(super) async fn ends(connection: &mut SqliteConnection) -> Result<Vec<Broker
         .collect()
 }
 
+/// Done legs of these events become pending again.
+pub(super) async fn publish_again(
+    connection: &mut SqliteConnection,
+    broker: Broker,
+    positions: &[i64],
+    now: Timestamp,
+) -> Result<u64, StoreError> {
+    let result = sqlx::query(
+        "UPDATE legs SET state = 0, partition = NULL, \"offset\" = NULL, at = ?3 \
+         WHERE broker = ?1 AND state = 1 AND position IN (SELECT value FROM json_each(?2))",
+    )
+    .bind(broker as i64)
+    .bind(json_list(positions))
+    .bind(now.0)
+    .execute(connection)
+    .await?;
+    Ok(result.rows_affected())
+}
+
 /// Done legs whose record is gone become pending again.
 pub(super) async fn reopen(
     connection: &mut SqliteConnection,

@@ -185,6 +185,26 @@ async fn an_event_waits_for_the_one_before_it() {
 }
 
 #[tokio::test]
+async fn what_is_published_again_is_the_next_ones_and_goes_first() {
+    let Some(schema) = Schema::create().await else { return };
+    let (one, two) = (instance(&schema, "one").await, instance(&schema, "two").await);
+    let job = job("ada");
+    let first = commit(&one, submit(&job)).await.unwrap();
+    commit(&one, mark(&first[0], LegState::Done)).await.unwrap();
+    // By a command, which is no instance.
+    let command = PostgresStore::open(schema.options(), factory(), PostgresOptions::default()).await.unwrap();
+    assert_eq!(command.publish_again(Broker::Rabbitmq, &[first[0].position]).await.unwrap(), 1);
+    assert_eq!((owed(&one).await.len(), owed(&two).await.len()), (0, 0), "nobody's yet");
+
+    let mut next = commit(&one, cancel(&job)).await.unwrap();
+    next.retain(|event| &*event.event_type.aggregate == "job");
+    assert!(next[0].origin.follows_other, "although it follows its own");
+    assert_eq!(one.open_before(Broker::Rabbitmq, &next[..1]).await.unwrap(), [Some(LegState::Pending)]);
+    assert_eq!(two.renew(LEASE).await.unwrap(), TAKEN_OVER);
+    assert_eq!(owed(&two).await, [first[0].position]);
+}
+
+#[tokio::test]
 async fn a_duty_is_one_instances_at_a_time() {
     let Some(schema) = Schema::create().await else { return };
     let (one, two) = (instance(&schema, "one").await, instance(&schema, "two").await);

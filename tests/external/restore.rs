@@ -1,0 +1,171 @@
+//! The database put back from a dump, as `docs/operations.md` says, while the brokers are ahead
+//! of it; and brokers that have lost what the database says they have.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use serde_json::{Value, json};
+
+use crate::gateway::Gateway;
+use crate::play::psql;
+use crate::program::Ended;
+use crate::reconcile::{AGENT, broker, reconcile, submitted};
+use crate::world::{World, address, brokers};
+
+const DATASET: &str = "anomaly-detection/quiet-receiver.csv";
+
+/// Events that Kafka has confirmed; those that stay in JetStream: cancellations, and the command
+/// that nobody takes.
+const IN_KAFKA: &str = "SELECT event_id FROM events JOIN legs USING (position) WHERE broker = 2 AND state = 1";
+const IN_STREAMS: &str = "SELECT event_id FROM events JOIN legs USING (position) WHERE broker = 3 AND state = 1 \
+                          AND (event_type = 'CancelJobRequested' OR payload ->> 'agent' = 'Cluster')";
+const ALL: &str = "SELECT event_id FROM events";
+
+/// Runs a job to its end.
+fn play(gateway: &Gateway) {
+    submitted(gateway, &["--agent", "AnomalyDetection", "--dataset", DATASET, "--watch"]);
+}
+
+fn cancelled(gateway: &Gateway, job: &str) {
+    let ended = gateway.run(&["jobs", "cancel", job]);
+    assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
+}
+
+/// One of PostgreSQL's programs on one of the tests' databases.
+fn postgres(program: &str, database: &str, arguments: &[&str]) {
+    let mut url = url::Url::parse(&address("POSTGRES").unwrap()).unwrap();
+    url.set_path(database);
+    let output = Command::new(program).arg(format!("--dbname={url}")).args(arguments).output().expect(program);
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn number(database: &str, query: &str) -> u64 {
+    psql(database, query).parse().unwrap()
+}
+
+fn ids(database: &str, query: &str) -> BTreeSet<String> {
+    psql(database, query).lines().map(str::to_owned).collect()
+}
+
+/// The events of these findings.
+fn named(found: &Value, name: &str, kind: &str) -> BTreeSet<String> {
+    let examples = broker(found, name)[kind]["examples"].as_array().unwrap();
+    examples.iter().map(|finding| finding["event_id"].as_str().unwrap().to_owned()).collect()
+}
+
+fn count(found: &Value, name: &str, kind: &str) -> u64 {
+    broker(found, name)[kind]["count"].as_u64().unwrap()
+}
+
+/// Everything that can be read is compared; asserts the numbers of these kinds, and no others.
+fn finds(ended: &Ended, wanted: &[(&str, &str, u64)]) {
+    assert_eq!(ended.code, i32::from(!wanted.is_empty()), "{}{}", ended.stdout, ended.stderr);
+    let found = ended.json();
+    for name in ["rabbitmq", "kafka", "nats"] {
+        for kind in ["missing", "out_of_order", "unknown", "unreadable", "waiting"] {
+            let wanted = wanted.iter().find(|wanted| (wanted.0, wanted.1) == (name, kind)).map_or(0, |wanted| wanted.2);
+            assert_eq!(count(&found, name, kind), wanted, "{name} {kind}: {found:#}");
+        }
+    }
+}
+
+#[test]
+fn a_database_put_back_knows_what_the_brokers_have_beyond_it() {
+    let Some(mut world) = World::fresh() else { return };
+    let mut gateway = Gateway::start(&world.settings());
+    gateway.program.file("config/agents.toml", AGENT);
+    gateway.kill_and_restart(&world.settings());
+    play(&gateway);
+    let open = submitted(&gateway, &["--agent", "external", "--dataset", "d"]);
+    finds(&reconcile(&gateway, &world, &["--wait", "60s"]), &[]);
+    let dump = gateway.program.dir().join("gateway.dump");
+    postgres("pg_dump", &world.database, &["--format=custom", &format!("--file={}", dump.display())]);
+
+    // What the dump does not have: a job that ran, one that waits in the stream, and the next
+    // event of one that it has.
+    play(&gateway);
+    submitted(&gateway, &["--agent", "Cluster", "--dataset", "anything"]);
+    cancelled(&gateway, &open);
+    finds(&reconcile(&gateway, &world, &["--wait", "60s"]), &[]);
+    assert!(gateway.halt().success());
+    let published = (ids(&world.database, IN_KAFKA), ids(&world.database, IN_STREAMS));
+
+    let lost = world.database.clone();
+    world.use_database(&format!("{lost}_restored"));
+    brokers(&["psql", &format!("CREATE DATABASE {}", world.database)]);
+    postgres("pg_restore", &world.database, &[dump.to_str().unwrap()]);
+    postgres("vacuumdb", &world.database, &["--analyze-only"]);
+    brokers(&["psql", &format!("DROP DATABASE {lost}")]);
+    let restored = ids(&world.database, ALL);
+    let kafka: BTreeSet<String> = published.0.difference(&restored).cloned().collect();
+    let nats: BTreeSet<String> = published.1.difference(&restored).cloned().collect();
+    assert!(kafka.len() >= 8 && !nats.is_empty(), "{kafka:?} {nats:?}");
+    gateway.kill_and_restart(&world.settings());
+    play(&gateway);
+    // Its second event is another one now.
+    cancelled(&gateway, &open);
+    play(&gateway);
+
+    let ended = reconcile(&gateway, &world, &["--wait", "60s", "--examples", "1000"]);
+    finds(&ended, &[("kafka", "unknown", kafka.len() as u64), ("nats", "unknown", nats.len() as u64)]);
+    assert_eq!(named(&ended.json(), "kafka", "unknown"), kafka);
+    assert_eq!(named(&ended.json(), "nats", "unknown"), nats);
+    let new = ids(&world.database, IN_KAFKA).difference(&restored).count();
+    assert!(new >= 8, "new events are published: {new}");
+    let audited = "SELECT count(*) FROM audit_log";
+    let (all, once) = (number(&world.database, audited), "SELECT count(DISTINCT audit_id) FROM audit_log");
+    assert_eq!(all, number(&world.database, once));
+    assert!(gateway.stop().success());
+}
+
+fn admin() -> AdminClient<DefaultClientContext> {
+    ClientConfig::new().set("bootstrap.servers", address("KAFKA").unwrap()).create().unwrap()
+}
+
+fn delete_topic(name: &str) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)));
+    let deleted = runtime.block_on(async { admin().delete_topics(&[name], &options).await });
+    deleted.unwrap().remove(0).unwrap();
+}
+
+#[test]
+fn what_a_topic_has_lost_is_published_again() {
+    let Some(world) = World::fresh() else { return };
+    let mut gateway = Gateway::start(&world.settings());
+    play(&gateway);
+    let open = submitted(&gateway, &["--agent", "external", "--dataset", "d"]);
+    finds(&reconcile(&gateway, &world, &["--wait", "60s"]), &[]);
+    assert!(gateway.halt().success());
+    let lost = number(
+        &world.database,
+        "SELECT count(*) FROM legs JOIN events USING (position) \
+         WHERE broker = 2 AND state = 1 AND event_type IN \
+           ('job.submitted', 'job.status.changed', 'job.completed', 'job.failed', 'job.cancelled')",
+    );
+    assert!(lost >= 4, "{lost}");
+    delete_topic(&format!("{}job-lifecycle", world.prefix));
+
+    let ended = reconcile(&gateway, &world, &[]);
+    finds(&ended, &[("kafka", "missing", lost)]);
+    let kafka = broker(&ended.json(), "kafka").clone();
+    assert_eq!((&kafka["lost"], &kafka["reopened"]), (&json!(lost), &json!(0)), "a look changes nothing");
+    assert_eq!(number(&world.database, "SELECT count(*) FROM legs WHERE state = 0"), 0);
+
+    let ended = reconcile(&gateway, &world, &["--reopen"]);
+    assert_eq!(broker(&ended.json(), "kafka")["reopened"], json!(lost), "{}", ended.stdout);
+    finds(&reconcile(&gateway, &world, &["--wait", "0s"]), &[("kafka", "waiting", lost)]);
+
+    // The next gateway declares the topic and publishes all of it, and what comes later behind it.
+    gateway.kill_and_restart(&world.settings());
+    cancelled(&gateway, &open);
+    let ended = reconcile(&gateway, &world, &["--wait", "60s", "--strict"]);
+    finds(&ended, &[]);
+    assert!(
+        number(&world.database, "SELECT count(*) FROM owners WHERE adopted_by IS NULL AND lease_until > now()") == 1
+    );
+}
