@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::RabbitMqError;
 use super::greeting::{self, ServerVersion};
-use super::health::{Board, Part};
-use super::topology::{self, DeclareError, Depth, Topology};
+use super::health::{Board, Part, Warning};
+use super::topology::{self, Declared, Depth, Topology};
 use crate::config;
 
 /// Pauses between rounds over all nodes: from, to.
@@ -252,8 +252,11 @@ impl Supervisor {
         };
         if let Some(topology) = &self.topology {
             match tokio::time::timeout(DECLARE, topology::declare(&connection, topology, server)).await {
-                Ok(Ok(depths)) => self.board.warn(nearly_full(&depths, topology.max_length)),
-                Ok(Err(DeclareError::Mismatch(why))) => return Err(DownReason::Topology(why)),
+                // Who has begun goes on with what there is.
+                Ok(Ok(declared)) if self.generation == 0 && !declared.mismatches.is_empty() => {
+                    return Err(DownReason::Topology(declared.differing()));
+                }
+                Ok(Ok(declared)) => self.tell(topology, &declared),
                 Ok(Err(error)) => return Err(unreachable(error.to_string())),
                 Err(_) => return Err(unreachable(format!("did not declare the topology within {DECLARE:?}"))),
             }
@@ -293,9 +296,12 @@ impl Supervisor {
                     Some(_) => {}
                     None => break format!("{}: the connection ended", session.node),
                 },
-                _ = pulse.tick() => if !session.connection.status().connected() {
-                    break format!("{}: the connection was lost", session.node);
-                },
+                _ = pulse.tick() => {
+                    if !session.connection.status().connected() {
+                        break format!("{}: the connection was lost", session.node);
+                    }
+                    self.board.look();
+                }
                 _ = declare.tick() => self.declare_again(&session).await,
             }
         };
@@ -313,7 +319,7 @@ impl Supervisor {
         });
     }
 
-    /// Whatever is wrong with it, publishing shows, too: the connection stays.
+    /// Whatever is wrong with it, the connection stays: what is as it must be goes on.
     async fn declare_again(&self, session: &Session) {
         let Some(topology) = &self.topology else { return };
         if session.connection.status().blocked() {
@@ -321,10 +327,18 @@ impl Supervisor {
         }
         let declaring = topology::declare(&session.connection, topology, session.server);
         match tokio::time::timeout(DECLARE_EVERY, declaring).await {
-            Ok(Ok(depths)) => self.board.warn(nearly_full(&depths, topology.max_length)),
-            Ok(Err(DeclareError::Mismatch(why))) => tracing::error!(why, "RabbitMQ's topology has been changed"),
+            Ok(Ok(declared)) => self.tell(topology, &declared),
             Ok(Err(error)) => tracing::debug!(%error, "RabbitMQ's topology cannot be declared again"),
             Err(_) => tracing::debug!(limit = ?DECLARE_EVERY, "RabbitMQ's topology was not declared again in time"),
+        }
+    }
+
+    /// Readiness shows what differs until it is mended, and the log says it once.
+    fn tell(&self, topology: &Topology, declared: &Declared) {
+        self.board.warn(Warning::NearlyFull, nearly_full(&declared.depths, topology.max_length));
+        let why = declared.differing();
+        if self.board.warn(Warning::Topology, why.clone()) && !why.is_empty() {
+            tracing::error!(why, "RabbitMQ's topology has been changed");
         }
     }
 

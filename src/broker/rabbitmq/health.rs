@@ -2,6 +2,10 @@
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::confirm::{Ready, Settled};
+use super::refusals::Refusals;
 
 /// RabbitMQ as readiness shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,7 +13,8 @@ pub struct Health {
     pub up: bool,
     /// Why it is not up; empty when it is. No secrets.
     pub why: String,
-    /// What works, but not for long: queues that are nearly full. Empty when there is nothing.
+    /// What is wrong although it works: queues that are nearly full, refuse messages, or are not
+    /// as they are declared. Empty when there is nothing.
     pub warning: String,
 }
 
@@ -37,11 +42,21 @@ impl Part {
     }
 }
 
+/// What a warning is about; each replaces the last of its kind.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Warning {
+    Topology,
+    NearlyFull,
+    Refused,
+}
+
 /// Puts both connections' words together.
 #[derive(Debug)]
 pub(super) struct Board {
     /// Why each does not work; `None` when it does.
     parts: Mutex<[Option<String>; 2]>,
+    warnings: Mutex<[String; 3]>,
+    refusals: Mutex<Refusals>,
     health: watch::Sender<Health>,
 }
 
@@ -49,7 +64,12 @@ impl Default for Board {
     fn default() -> Self {
         let starting = || Some("not connected yet".to_owned());
         let health = Health { up: false, why: "not connected yet".to_owned(), warning: String::new() };
-        Self { parts: Mutex::new([starting(), starting()]), health: watch::Sender::new(health) }
+        Self {
+            parts: Mutex::new([starting(), starting()]),
+            warnings: Mutex::default(),
+            refusals: Mutex::default(),
+            health: watch::Sender::new(health),
+        }
     }
 }
 
@@ -73,9 +93,34 @@ impl Board {
         });
     }
 
-    /// What should be known although it works; empty when there is nothing.
-    pub fn warn(&self, warning: String) {
+    /// What should be known although it works; empty when there is nothing. Is that new?
+    pub fn warn(&self, about: Warning, warning: String) -> bool {
+        let mut warnings = self.warnings.lock();
+        let known = &mut warnings[about as usize];
+        if *known == warning {
+            return false;
+        }
+        *known = warning;
+        let all: Vec<&str> = warnings.iter().map(String::as_str).filter(|text| !text.is_empty()).collect();
+        let warning = all.join("; ");
         self.change(|health| health.warning = warning);
+        true
+    }
+
+    /// What became of a window: what a queue refuses for longer is shown until it is taken.
+    pub fn settled(&self, window: &[Ready], settled: &[Settled]) {
+        let mut refusals = self.refusals.lock();
+        if !refusals.note(window, settled, Instant::now()) {
+            return;
+        }
+        drop(refusals);
+        self.look();
+    }
+
+    /// Time makes the difference between a full moment and a full queue: asked for regularly.
+    pub fn look(&self) {
+        let lasting = self.refusals.lock().lasting(Instant::now());
+        self.warn(Warning::Refused, lasting);
     }
 
     fn change(&self, change: impl FnOnce(&mut Health)) {
@@ -104,9 +149,14 @@ mod tests {
         assert!(!health.has_changed().unwrap(), "nothing new was said");
         board.set(Part::Publishing, Some("blocked".into()));
         assert_eq!(health.borrow_and_update().why, "blocked");
-        board.warn("nearly full".into());
+        board.warn(Warning::NearlyFull, "nearly full".into());
         assert_eq!(health.borrow_and_update().trouble().unwrap(), "blocked; nearly full");
         board.set(Part::Publishing, None);
         assert!(health.borrow_and_update().up, "a warning is no failure");
+        assert!(board.warn(Warning::Topology, "differs".into()));
+        assert!(!board.warn(Warning::Topology, "differs".into()), "that is known");
+        assert_eq!(health.borrow_and_update().warning, "differs; nearly full");
+        board.warn(Warning::NearlyFull, String::new());
+        assert_eq!(health.borrow_and_update().warning, "differs", "each kind for itself");
     }
 }

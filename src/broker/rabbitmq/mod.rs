@@ -3,8 +3,9 @@
 //! `topology` says what there is and declares it; `connection` keeps one connection alive over
 //! all nodes, for ever, after `greeting` has asked a node who it is; `publisher` settles windows
 //! with `confirm`, `subscriber` reads and acknowledges with `acks`, `dead_letters` reads what the
-//! server took out of queues; `message` is the mapping of headers. Publishing and consuming have a connection each: an alarm of the server stops
-//! whatever else travels on a connection that publishes.
+//! server took out of queues; `message` is the mapping of headers; `health` is what readiness
+//! shows, `mismatch` and `refusals` are two of its complaints. Publishing and consuming have a
+//! connection each: an alarm of the server stops whatever else travels on a connection that publishes.
 
 mod acks;
 mod confirm;
@@ -13,8 +14,10 @@ mod dead_letters;
 mod greeting;
 mod health;
 mod message;
+mod mismatch;
 mod publisher;
 mod records;
+mod refusals;
 mod subscriber;
 mod topology;
 
@@ -78,6 +81,7 @@ struct Shared {
     publishing: Connector,
     consuming: Connector,
     topology: Arc<Topology>,
+    health: Arc<Board>,
     confirm_timeout: Duration,
     declare_timeout: Duration,
     max_message: usize,
@@ -88,7 +92,6 @@ struct Shared {
 /// A RabbitMQ cluster. Cheap to ask; connections live until [`RabbitMq::shutdown`].
 pub struct RabbitMq {
     shared: Arc<Shared>,
-    health: Arc<Board>,
     stop: CancellationToken,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -111,12 +114,13 @@ impl RabbitMq {
             publishing,
             consuming,
             topology,
+            health,
             confirm_timeout: config.confirm_timeout,
             declare_timeout: options.declare_timeout(),
             max_message: usize::try_from(config.max_message.as_u64()).unwrap_or(usize::MAX),
             broadcasts: AtomicU64::new(0),
         });
-        let rabbitmq = Self { shared, health, stop, tasks: Mutex::new(vec![first, second]) };
+        let rabbitmq = Self { shared, stop, tasks: Mutex::new(vec![first, second]) };
         rabbitmq.shared.consuming.tried_all().await;
         if let State::Down(DownReason::Topology(why)) = rabbitmq.shared.publishing.tried_all().await {
             rabbitmq.shutdown().await;
@@ -140,7 +144,7 @@ impl RabbitMq {
 
     /// Does it work, and why not? The receiver sees every change.
     pub fn health(&self) -> watch::Receiver<Health> {
-        self.health.receiver()
+        self.shared.health.receiver()
     }
 
     /// Closes the connections. Publishers and subscribers fail from now on.

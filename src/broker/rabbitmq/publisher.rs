@@ -72,7 +72,8 @@ fn result(topology: &Topology, outgoing: &Outgoing, settled: Settled) -> Result<
         Settled::Confirmed => Ok(Position { log: route.target.clone(), partition: 0, offset: None }),
         Settled::Returned(_) if route.optional => Err(PublishError::NoQueueBound),
         Settled::Returned(why) if topology.takes(&route.target, &route.key) => Err(PublishError::Transient(format!(
-            "somebody unbinds the queues of exchange {} as soon as they are bound ({why})",
+            "somebody unbinds the queues of exchange {} as soon as they are bound, or they cannot be declared: \
+             readiness says why ({why})",
             route.target
         ))),
         Settled::Returned(why) => Err(PublishError::Permanent(format!(
@@ -147,6 +148,7 @@ impl RabbitPublisher {
         };
         match tokio::time::timeout_at(deadline, publishing).await {
             Ok(Ok((channel, settled))) => {
+                self.shared.health.settled(messages, &settled);
                 // RabbitMQ 3.10 goes on refusing on a channel that met a queue without a leader.
                 if !settled.contains(&Settled::Refused) {
                     self.give_back(&session, channel);

@@ -8,6 +8,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Connection, ErrorKind};
 
 use super::greeting::ServerVersion;
+use super::mismatch;
 use crate::broker::topic_pattern::TopicPattern;
 use crate::broker::{Source, Subscription};
 use crate::config;
@@ -104,6 +105,8 @@ impl Topology {
 }
 
 const NOT_FOUND: u16 = 404;
+/// Somebody made it for one connection alone.
+const RESOURCE_LOCKED: u16 = 405;
 const PRECONDITION_FAILED: u16 = 406;
 
 /// Our backlog counts attempts, not the server. From 4.0 on it has a limit unless told
@@ -140,10 +143,7 @@ pub(super) enum DeclareError {
 impl DeclareError {
     fn of(what: String, source: lapin::Error) -> Self {
         match refusal(&source) {
-            Some((PRECONDITION_FAILED, text)) => Self::Mismatch(format!(
-                "{what} exists with other properties than configured: {text}. Delete it when it is empty, or set \
-                 what it has under [rabbitmq]"
-            )),
+            Some((PRECONDITION_FAILED | RESOURCE_LOCKED, said)) => Self::Mismatch(mismatch::explained(&what, &said)),
             _ => Self::Failed { what, source },
         }
     }
@@ -160,31 +160,82 @@ fn refusal(error: &lapin::Error) -> Option<(u16, String)> {
 /// How many messages wait in a queue.
 pub(super) type Depth = (Arc<str>, u32);
 
-/// Declares everything; what is there already is checked. Returns what waits in the queues
-/// that have a limit.
+/// What declaring everything has shown.
+#[derive(Debug, Default)]
+pub(super) struct Declared {
+    /// What waits in the queues that have a limit.
+    pub depths: Vec<Depth>,
+    /// What is there with other properties, each with what to do. It is left as it is.
+    pub mismatches: Vec<String>,
+}
+
+impl Declared {
+    /// Everything that differs, for people; empty when nothing does.
+    pub fn differing(&self) -> String {
+        self.mismatches.join("; ")
+    }
+}
+
+/// Declares everything; what is there already is checked. What differs or fails keeps nothing
+/// else from being declared.
+///
+/// # Errors
+/// The first thing that failed for another reason than a mismatch.
 pub(super) async fn declare(
     connection: &Connection,
     topology: &Topology,
     server: ServerVersion,
-) -> Result<Vec<Depth>, DeclareError> {
-    let channel = open(connection).await?;
-    for (name, kind) in &topology.exchanges {
-        declare_exchange(&channel, name, *kind).await?;
-    }
-    if !topology.has_exchange(&topology.dead_letter_exchange) {
-        declare_exchange(&channel, &topology.dead_letter_exchange, ExchangeKind::Direct).await?;
+) -> Result<Declared, DeclareError> {
+    let mut declaring =
+        Declaring { connection, channel: open(connection).await?, mismatches: Vec::new(), failed: None };
+    let mut depths = Vec::with_capacity(topology.queues.len());
+    let dead_letters = (topology.dead_letter_exchange.clone(), ExchangeKind::Direct);
+    let more = (!topology.has_exchange(&dead_letters.0)).then_some(&dead_letters);
+    for (name, kind) in topology.exchanges.iter().chain(more) {
+        let declared = declare_exchange(&declaring.channel, name, *kind).await;
+        declaring.note(declared).await?;
     }
     let dead_letters = Queue {
         name: topology.dead_letter_queue.clone(),
         bindings: vec![(topology.dead_letter_exchange.clone(), topology.dead_letter_queue.clone())],
     };
-    declare_durable(&channel, &dead_letters, topology.dead_letter_arguments(server)).await?;
-    let mut depths = Vec::with_capacity(topology.queues.len());
+    let declared = declare_durable(&declaring.channel, &dead_letters, topology.dead_letter_arguments(server)).await;
+    declaring.note(declared).await?;
     for queue in &topology.queues {
-        let messages = declare_queue(&channel, topology, queue, server).await?;
-        depths.push((queue.name.clone(), messages));
+        let declared = declare_queue(&declaring.channel, topology, queue, server).await;
+        if let Some(messages) = declaring.note(declared).await? {
+            depths.push((queue.name.clone(), messages));
+        }
     }
-    Ok(depths)
+    match declaring.failed {
+        Some(error) => Err(error),
+        None => Ok(Declared { depths, mismatches: declaring.mismatches }),
+    }
+}
+
+/// A refusal closes the channel: what comes next has a new one.
+struct Declaring<'c> {
+    connection: &'c Connection,
+    channel: Channel,
+    mismatches: Vec<String>,
+    /// The first.
+    failed: Option<DeclareError>,
+}
+
+impl Declaring<'_> {
+    /// `None` if it was not declared; an error when nothing more can be.
+    async fn note<T>(&mut self, declared: Result<T, DeclareError>) -> Result<Option<T>, DeclareError> {
+        match declared {
+            Ok(declared) => return Ok(Some(declared)),
+            Err(DeclareError::Mismatch(what)) => self.mismatches.push(what),
+            Err(error) if !self.connection.status().connected() => return Err(error),
+            Err(error) => {
+                self.failed.get_or_insert(error);
+            }
+        }
+        self.channel = open(self.connection).await?;
+        Ok(None)
+    }
 }
 
 /// What is missing or has other properties; changes nothing. Bindings are not looked at: AMQP
@@ -238,7 +289,7 @@ fn is_there(what: &str, asked: Result<(), lapin::Error>, differences: &mut Vec<S
             differences.push(format!("{what} is missing"));
             Ok(false)
         }
-        Err(error) => Err(DeclareError::of(what.to_owned(), error)),
+        Err(error) => note(Err(DeclareError::of(what.to_owned(), error)), differences).map(|()| false),
     }
 }
 

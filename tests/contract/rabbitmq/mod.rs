@@ -21,6 +21,7 @@ use event_gateway::config::Config;
 use event_gateway::domain::catalogue::{Catalogue, ExchangeKind, Route};
 use event_gateway::domain::{Broker, Id};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions, QueueDeleteOptions};
+use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 
 use crate::environment::variable;
@@ -43,6 +44,13 @@ pub async fn outsider(urls: &str) -> (Connection, Channel) {
     let connection = within(Connection::connect(url, ConnectionProperties::default())).await.unwrap();
     let channel = within(connection.create_channel()).await.unwrap();
     (connection, channel)
+}
+
+/// Takes a fixture's queue off its exchange.
+pub async fn unbind(channel: &Channel, fixture: &Fresh, queue: &str) {
+    let (queue, exchange) = (fixture.name(queue), fixture.name("events"));
+    let unbinding = channel.queue_unbind((&*queue).into(), (&*exchange).into(), "job.#".into(), FieldTable::default());
+    within(unbinding).await.unwrap();
 }
 
 /// RabbitMQ with an exchange and queues of its own.

@@ -1,14 +1,16 @@
 //! Messages that no queue takes, or that a queue refuses.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use event_gateway::broker::{Outgoing, PublishError};
+use event_gateway::broker::{Outgoing, PublishError, Publisher};
 use event_gateway::domain::catalogue::Route;
-use lapin::options::ExchangeDeleteOptions;
-use lapin::types::FieldTable;
+use event_gateway::task;
+use lapin::options::{ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::{AMQPValue, FieldTable};
 
 use super::load::Load;
-use super::{Fresh, outsider, servers};
+use super::{Fresh, outsider, servers, unbind};
 use crate::fixture::{Fixture, PATIENCE, QUIET, consume, event, of, outgoing, publish, subscribe, try_publish, within};
 
 fn elsewhere(fixture: &Fresh, key: &str, optional: bool) -> Outgoing {
@@ -46,13 +48,7 @@ async fn a_deleted_binding_is_made_again() {
     let Some(urls) = servers() else { return };
     let fixture = Fresh::with(&urls, &[], &["reader"]).await;
     let (_connection, channel) = outsider(&urls).await;
-    let unbinding = channel.queue_unbind(
-        (&*fixture.name("reader")).into(),
-        (&*fixture.name("events")).into(),
-        "job.#".into(),
-        FieldTable::default(),
-    );
-    within(unbinding).await.unwrap();
+    unbind(&channel, &fixture, "reader").await;
     publish(&*fixture.publisher(), &[outgoing(&fixture, "alpha", 1)]).await;
     let mut inbound = subscribe(&fixture, &fixture.durable("reader")).await;
     consume(&mut *inbound, 1).await;
@@ -65,9 +61,7 @@ async fn a_queue_unbound_beside_others_is_bound_again() {
     let fixture = Fresh::with(&urls, &[], &["reader", "other"]).await;
     let mut inbound = subscribe(&fixture, &fixture.durable("reader")).await;
     let (_connection, channel) = outsider(&urls).await;
-    let (queue, exchange) = (fixture.name("reader"), fixture.name("events"));
-    let unbinding = channel.queue_unbind((&*queue).into(), (&*exchange).into(), "job.#".into(), FieldTable::default());
-    within(unbinding).await.unwrap();
+    unbind(&channel, &fixture, "reader").await;
     let publisher = fixture.publisher();
     within(async {
         for n in 0.. {
@@ -88,10 +82,7 @@ async fn a_binding_deleted_under_load_loses_nothing() {
     let load = Load::start(&fixture);
     for _ in 0..5 {
         load.progress(100, PATIENCE).await;
-        let (queue, exchange) = (fixture.name("reader"), fixture.name("events"));
-        let unbinding =
-            channel.queue_unbind((&*queue).into(), (&*exchange).into(), "job.#".into(), FieldTable::default());
-        within(unbinding).await.unwrap();
+        unbind(&channel, &fixture, "reader").await;
     }
     load.progress(100, PATIENCE).await;
     load.finish(PATIENCE).await;
@@ -125,29 +116,80 @@ async fn a_full_queue_refuses_and_takes_again_when_it_has_room() {
         (from..from + 250).map(|n| outgoing(&fixture, &format!("key-{n}"), 1)).collect()
     };
     let mut accepted = 0;
-    let mut refused = None;
+    let mut waiting = Vec::new();
     for round in 0..12 {
-        for result in try_publish(&*publisher, &window(round * 250)).await {
-            match result {
-                Ok(_) => accepted += 1,
-                Err(error) => refused = Some(error),
-            }
-        }
+        let (confirmed, refused) = split(&*publisher, window(round * 250)).await;
+        accepted += confirmed;
+        waiting.extend(refused);
     }
-    let refused = refused.expect("three times the limit was sent");
-    assert!(matches!(&refused, PublishError::Transient(why) if why.contains("full")), "{refused}");
+    assert!(!waiting.is_empty(), "three times the limit was sent");
     assert!(accepted >= LIMIT);
     let mut health = fixture.rabbitmq().health();
-    let warned = within(health.wait_for(|health| !health.warning.is_empty())).await.unwrap().clone();
-    assert!(warned.up && warned.warning.contains(&*fixture.name("reader")), "{warned:?}");
+    let warned = within(health.wait_for(|health| health.warning.contains(&*fixture.name("reader")))).await;
+    assert!(warned.unwrap().up);
 
     let mut inbound = subscribe(&fixture, &fixture.durable("reader")).await;
     assert_eq!(consume(&mut *inbound, accepted).await.len(), accepted, "what was confirmed is there");
-    within(async {
-        while try_publish(&*publisher, &[outgoing(&fixture, "late", 1)]).await[0].is_err() {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    let refused = waiting.len();
+    within(async { tokio::join!(until_taken(&*publisher, waiting), consume(&mut *inbound, refused)) }).await;
+    within(health.wait_for(|health| health.trouble().is_none())).await.unwrap();
+}
+
+/// How many are confirmed, and those that a full queue has refused.
+async fn split(publisher: &dyn Publisher, window: Vec<Outgoing>) -> (usize, Vec<Outgoing>) {
+    let results = try_publish(publisher, &window).await;
+    let sent = window.len();
+    let mut refused = Vec::new();
+    for (outgoing, result) in window.into_iter().zip(results) {
+        if let Err(error) = result {
+            assert!(matches!(&error, PublishError::Transient(why) if why.contains("full")), "{error}");
+            refused.push(outgoing);
         }
-    })
-    .await;
+    }
+    (sent - refused.len(), refused)
+}
+
+/// Sends what was refused again, as the relay does.
+async fn until_taken(publisher: &dyn Publisher, mut waiting: Vec<Outgoing>) {
+    while !waiting.is_empty() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        waiting = split(publisher, waiting).await.1;
+    }
+}
+
+/// Its limit is not ours to know: only that it refuses.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_of_somebody_else_that_refuses_is_shown_until_it_takes() {
+    let Some(urls) = servers() else { return };
+    let fixture = Fresh::with(&urls, &[], &["reader"]).await;
+    let (_connection, channel) = outsider(&urls).await;
+    let full = fixture.name("full");
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(10));
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    within(channel.queue_declare((&*full).into(), durable, arguments)).await.unwrap();
+    let (exchange, all) = (fixture.name("events"), QueueBindOptions::default());
+    let binding = channel.queue_bind((&*full).into(), (&*exchange).into(), "job.#".into(), all, FieldTable::default());
+    within(binding).await.unwrap();
+
+    let publisher = fixture.publisher();
+    let mut waiting = Vec::new();
+    for n in 0..40 {
+        waiting.extend(split(&*publisher, vec![outgoing(&fixture, &format!("key-{n}"), 1)]).await.1);
+    }
+    assert!(!waiting.is_empty(), "four times the limit was sent");
+    let key = waiting[0].route.key.clone();
+    let lane = task::spawn("lane", async move { until_taken(&*publisher, waiting).await });
+    let mut health = fixture.rabbitmq().health();
+    let shown = within(health.wait_for(|health| !health.warning.is_empty())).await.unwrap().clone();
+    assert!(shown.up, "what others take goes on: {shown:?}");
+    for part in [&*exchange, &*key, "refuses"] {
+        assert!(shown.warning.contains(part), "{part} in {}", shown.warning);
+    }
+
+    within(channel.queue_delete((&*full).into(), QueueDeleteOptions::default())).await.unwrap();
+    within(lane).await.unwrap();
     within(health.wait_for(|health| health.trouble().is_none())).await.unwrap();
 }

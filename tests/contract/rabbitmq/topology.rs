@@ -2,11 +2,12 @@
 
 use event_gateway::broker::rabbitmq::{RabbitMq, RabbitMqError, Topology};
 use event_gateway::domain::catalogue::{Catalogue, ExchangeKind};
-use lapin::options::QueueDeclareOptions;
+use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 
-use super::{Fresh, config, outsider, servers};
-use crate::fixture::{Fixture, outgoing, publish, within};
+use super::{Fresh, config, outsider, servers, unbind};
+use crate::fixture::{Fixture, QUIET, consume, outgoing, publish, subscribe, within};
+use crate::proxy::{Mode, Proxy};
 
 #[test]
 fn the_catalogue_gives_the_exchanges() {
@@ -68,7 +69,78 @@ async fn a_queue_with_other_properties_is_named_with_the_difference() {
     other.max_length = 5;
     let error = within(RabbitMq::open(&fixture.config.rabbitmq, other)).await.err().expect("refused");
     let RabbitMqError::Topology(why) = &error else { panic!("{error}") };
-    for part in [&*fixture.name("reader"), "x-max-length", "PRECONDITION_FAILED", "[rabbitmq]"] {
+    for part in [&*fixture.name("reader"), "x-max-length is 100000, wanted is 5", "rabbitmq.queue_max_length"] {
         assert!(why.contains(part), "{part} in {why}");
     }
+}
+
+/// Somebody deletes a queue and makes it again with a limit of their own, and without bindings.
+async fn recreate(urls: &str, fixture: &Fresh, queue: &str) {
+    let queue = fixture.name(queue);
+    within(async {
+        loop {
+            let (_connection, channel) = outsider(urls).await;
+            channel.queue_delete((&*queue).into(), QueueDeleteOptions::default()).await.unwrap();
+            let mut arguments = FieldTable::default();
+            arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+            arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
+            arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(5));
+            let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+            // Refused where the gateway was quicker.
+            if channel.queue_declare((&*queue).into(), options, arguments).await.is_ok() {
+                return;
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_recreated_otherwise_while_it_runs_is_shown_until_it_is_mended() {
+    let Some(urls) = servers() else { return };
+    let proxy = Proxy::before(urls.split(',').next().unwrap()).await;
+    let fixture = Fresh::with(&proxy.url, &[], &["reader", "other"]).await;
+    let (publisher, mut health) = (fixture.publisher(), fixture.rabbitmq().health());
+    recreate(&urls, &fixture, "reader").await;
+    let shown = within(health.wait_for(|health| !health.warning.is_empty())).await.unwrap().clone();
+    assert!(shown.up, "everything else goes on: {shown:?}");
+    let name = fixture.name("reader");
+    for part in [&*name, "x-max-length is 5, wanted is 100000", "delete it", "rabbitmq.queue_max_length"] {
+        assert!(shown.warning.contains(part), "{part} in {}", shown.warning);
+    }
+    within(fixture.subscriber().subscribe(&fixture.durable("reader"))).await.err().expect("nobody can read it");
+
+    proxy.set(Mode::Cut);
+    within(health.wait_for(|health| !health.up)).await.unwrap();
+    proxy.set(Mode::Open);
+    within(health.wait_for(|health| health.up)).await.expect("a new connection does not mind it more");
+    publish(&*publisher, &[outgoing(&fixture, "alpha", 1)]).await;
+
+    let (_connection, channel) = outsider(&urls).await;
+    within(channel.queue_delete((&*name).into(), QueueDeleteOptions::default())).await.unwrap();
+    within(health.wait_for(|health| health.trouble().is_none())).await.unwrap();
+    publish(&*publisher, &[outgoing(&fixture, "alpha", 2)]).await;
+    let mut inbound = subscribe(&fixture, &fixture.durable("reader")).await;
+    consume(&mut *inbound, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_after_a_queue_that_differs_is_declared_all_the_same() {
+    let Some(urls) = servers() else { return };
+    let fixture = Fresh::with(&urls, &[], &["changed", "other", "witness"]).await;
+    let mut inbound = subscribe(&fixture, &fixture.durable("other")).await;
+    recreate(&urls, &fixture, "changed").await;
+    let (_connection, channel) = outsider(&urls).await;
+    unbind(&channel, &fixture, "other").await;
+    // The witness takes them, so that none is returned.
+    let publisher = fixture.publisher();
+    within(async {
+        for n in 0.. {
+            publish(&*publisher, &[outgoing(&fixture, &format!("key-{n}"), 1)]).await;
+            if tokio::time::timeout(QUIET, consume(&mut *inbound, 1)).await.is_ok() {
+                return;
+            }
+        }
+    })
+    .await;
 }
