@@ -8,6 +8,7 @@ mod faults;
 mod load;
 mod publishing;
 mod secured;
+mod takeover;
 mod topology;
 
 use std::sync::Arc;
