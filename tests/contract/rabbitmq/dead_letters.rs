@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use event_gateway::broker::dead_letters::DeathReason;
+use event_gateway::broker::rabbitmq::Queue;
 use event_gateway::broker::{Outgoing, Source};
 use event_gateway::consumer::{
     ConsumerParts, Declaration, Effects, Handler, HandlerError, Message, dead_letter, spawn,
@@ -18,8 +20,9 @@ use event_gateway::store::sqlite::SqliteStore;
 use event_gateway::store::{EffectRow, EffectState, Outcome, Store, Unit};
 use event_gateway::telemetry::Metrics;
 use futures_util::StreamExt;
-use lapin::options::{BasicConsumeOptions, BasicNackOptions, QueueDeclareOptions};
-use lapin::types::FieldTable;
+use lapin::Channel;
+use lapin::options::{BasicConsumeOptions, BasicNackOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -173,6 +176,68 @@ async fn what_expired_is_redelivered_from_the_store_in_order() {
     for ((_, body), event) in handled.iter().zip(&events) {
         assert_eq!(*body, event.payload.json, "the store is the truth");
     }
+}
+
+/// As somebody made it before the gateway came: full, it drops its oldest.
+async fn drop_head_queue(channel: &Channel, fixture: &Fresh, limit: i64) {
+    let long = |value: &str| AMQPValue::LongString(value.into());
+    let mut arguments = FieldTable::default();
+    for (name, value) in [
+        ("x-queue-type", long("quorum")),
+        ("x-overflow", long("drop-head")),
+        ("x-max-length", AMQPValue::LongLongInt(limit)),
+        ("x-dead-letter-exchange", long(&fixture.name("dlx"))),
+        ("x-dead-letter-routing-key", long(&fixture.name("job-dlq"))),
+    ] {
+        arguments.insert(name.into(), value);
+    }
+    let (queue, exchange) = (fixture.name(READER), fixture.name("events"));
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    within(channel.queue_declare((&*queue).into(), options, arguments)).await.unwrap();
+    let all = QueueBindOptions::default();
+    let binding = channel.queue_bind((&*queue).into(), (&*exchange).into(), "job.#".into(), all, FieldTable::default());
+    within(binding).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_over_length_is_redelivered_from_the_store_in_order() {
+    const EVENTS: i64 = 20;
+    const LIMIT: i64 = 5;
+    let Some(urls) = servers() else { return };
+    let mut fixture = Fresh::with(&urls, &[], &[]).await;
+    let (_connection, channel) = outsider(&urls).await;
+    drop_head_queue(&channel, &fixture, LIMIT).await;
+    let gateway = Gateway::new().await;
+    let events = gateway.events(EVENTS).await;
+    for event in &events {
+        publish(&*fixture.publisher(), &[altered(&fixture, event)]).await;
+    }
+    let pushed_out = (EVENTS - LIMIT) as usize;
+    until_dead(&urls, &fixture, pushed_out as u32).await;
+    let mut letters = within(fixture.rabbitmq().dead_letters().dead_letters("test", 256)).await.unwrap();
+    let mut deaths = Vec::new();
+    while deaths.len() < pushed_out {
+        deaths.extend(within(letters.receive(256)).await.unwrap().into_iter().map(|letter| letter.deaths[0].clone()));
+    }
+    // They go back, unacknowledged.
+    drop(letters);
+    for death in deaths {
+        assert_eq!((death.reason, death.queue), (DeathReason::OverLength, fixture.name(READER)));
+    }
+
+    // The last ones wait in the queue, which the gateway does not take as it is.
+    gateway.start(&fixture);
+    for event in &events[..pushed_out] {
+        gateway.effect(event.event_id, EffectState::Done).await;
+    }
+    let handled = gateway.handled.lock().clone();
+    let expected: Vec<i64> = (1..=pushed_out as i64).collect();
+    assert_eq!(handled.iter().map(|(sequence, _)| *sequence).collect::<Vec<_>>(), expected);
+    for ((_, body), event) in handled.iter().zip(&events) {
+        assert_eq!(*body, event.payload.json, "the store is the truth");
+    }
+    // To be deleted with the others.
+    fixture.topology.queues.push(Queue { name: fixture.name(READER), bindings: Vec::new() });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
