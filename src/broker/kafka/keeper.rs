@@ -1,4 +1,5 @@
-//! Prepares topics and schemas, and watches that everything stays as it must be.
+//! Prepares topics and schemas, and watches that everything stays as it must be: topics that somebody
+//! deletes are declared again.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -6,9 +7,10 @@ use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::metadata::Metadata;
+use tokio::time::Instant;
 
 use super::connection::{self, Context};
-use super::{KafkaError, Shared, topology};
+use super::{CLOSED, KafkaError, Shared, topology};
 
 /// Between two looks while all is well, and while something is not.
 const CALM: Duration = Duration::from_secs(5);
@@ -115,10 +117,10 @@ pub(super) fn confirmed(shared: &Shared) {
 
 /// Runs until Kafka is shut down.
 pub(super) async fn run(shared: Arc<Shared>, mut prepared: bool) {
-    let mut watcher = None;
+    let mut keeper = Keeper { shared: shared.clone(), watcher: None, given_up: None };
     while !shared.closing.is_cancelled() {
         let pause = if prepared {
-            look(&shared, &mut watcher).await
+            keeper.look().await
         } else {
             match prepare(&shared).await {
                 Ok(()) => {
@@ -138,7 +140,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut prepared: bool) {
         }
     }
     // Ending a client joins its threads.
-    let _ = tokio::task::spawn_blocking(move || drop(watcher)).await;
+    let _ = tokio::task::spawn_blocking(move || drop(keeper)).await;
 }
 
 type Watcher = Arc<BaseConsumer<Watching>>;
@@ -158,51 +160,101 @@ impl rdkafka::ClientContext for Watching {
 
 impl rdkafka::consumer::ConsumerContext for Watching {}
 
-async fn look(shared: &Arc<Shared>, watcher: &mut Option<Watcher>) -> Duration {
-    let cluster = cluster(shared, watcher).await;
-    let registry = outcome(&shared.schemas.verify().await);
-    let calm = cluster == Health::Up && registry == Health::Up;
-    set(shared, |health| {
-        health.cluster = cluster;
-        health.registry = registry;
-    });
-    if calm { CALM } else { TROUBLED }
+/// What looks remember.
+struct Keeper {
+    shared: Arc<Shared>,
+    watcher: Option<Watcher>,
+    /// When to try to declare topics again that are gone, and why they cannot be.
+    given_up: Option<(Instant, String)>,
 }
 
-async fn cluster(shared: &Arc<Shared>, watcher: &mut Option<Watcher>) -> Health {
-    let client = match watcher {
-        Some(client) => client.clone(),
-        None => {
-            let context = Watching(Context(shared.complaints.clone()));
-            match connection::open(connection::client(&shared.config), context).await {
-                Ok(client) => watcher.insert(Arc::new(client)).clone(),
-                Err(error) => return Health::Down(error.to_string()),
+impl Keeper {
+    async fn look(&mut self) -> Duration {
+        let cluster = self.cluster().await;
+        let registry = outcome(&self.shared.schemas.verify().await);
+        let calm = cluster == Health::Up && registry == Health::Up;
+        set(&self.shared, |health| {
+            health.cluster = cluster;
+            health.registry = registry;
+        });
+        if calm { CALM } else { TROUBLED }
+    }
+
+    async fn cluster(&mut self) -> Health {
+        let client = match &self.watcher {
+            Some(client) => client.clone(),
+            None => {
+                let context = Watching(Context(self.shared.complaints.clone()));
+                match connection::open(connection::client(&self.shared.config), context).await {
+                    Ok(client) => self.watcher.insert(Arc::new(client)).clone(),
+                    Err(error) => return Health::Down(error.to_string()),
+                }
+            }
+        };
+        let fetched = tokio::task::spawn_blocking(move || {
+            // Serves what the client has to say.
+            let _ = client.poll(Duration::ZERO);
+            client.fetch_metadata(None, LOOK)
+        });
+        match fetched.await {
+            Ok(Ok(metadata)) => {
+                self.shared.complaints.clear();
+                let gone = gone(&self.shared, &metadata).join(", ");
+                if gone.is_empty() {
+                    self.given_up = None;
+                    judged(&self.shared, &metadata)
+                } else {
+                    Health::Down(self.declare_again(&gone).await)
+                }
+            }
+            Ok(Err(error)) => Health::Down(self.shared.unreachable(&error).to_string()),
+            Err(error) => Health::Down(error.to_string()),
+        }
+    }
+
+    /// Somebody deleted topics: what was in them is lost, what is still owed to them waits in the
+    /// store and needs a place to go. Says what became of it.
+    async fn declare_again(&mut self, gone: &str) -> String {
+        if let Some((until, why)) = &self.given_up
+            && Instant::now() < *until
+        {
+            return why.clone();
+        }
+        let declared = tokio::select! {
+            declared = topology::declare(&self.shared) => declared,
+            () = self.shared.closing.cancelled() => return CLOSED.to_owned(),
+        };
+        match declared {
+            Ok(()) => {
+                tracing::error!(
+                    topics = gone,
+                    "deleted Kafka topics are declared again, empty: what outside consumers had not read is lost"
+                );
+                format!("topics were deleted and are declared again, empty: {gone}")
+            }
+            Err(error) => {
+                let why = format!("topics were deleted ({gone}): {error}");
+                if !error.is_passing() {
+                    tracing::error!(topics = gone, %error, "Kafka topics were deleted and are not declared again");
+                    self.given_up = Some((Instant::now() + MISMATCH, why.clone()));
+                }
+                why
             }
         }
-    };
-    let fetched = tokio::task::spawn_blocking(move || {
-        // Serves what the client has to say.
-        let _ = client.poll(Duration::ZERO);
-        client.fetch_metadata(None, LOOK)
-    });
-    match fetched.await {
-        Ok(Ok(metadata)) => {
-            shared.complaints.clear();
-            judged(shared, &metadata)
-        }
-        Ok(Err(error)) => Health::Down(shared.unreachable(&error).to_string()),
-        Err(error) => Health::Down(error.to_string()),
     }
+}
+
+/// The topics that somebody deleted.
+fn gone<'s>(shared: &'s Shared, metadata: &Metadata) -> Vec<&'s str> {
+    let topics = shared.topology.topics.iter().map(|topic| &*topic.name);
+    topics.filter(|name| !metadata.topics().iter().any(|known| known.name() == *name)).collect()
 }
 
 /// Names the topics that cannot be written to.
 fn judged(shared: &Shared, metadata: &Metadata) -> Health {
     let mut faults = BTreeSet::new();
     for topic in &shared.topology.topics {
-        let Some(known) = metadata.topics().iter().find(|known| known.name() == &*topic.name) else {
-            faults.insert(format!("topic {} is gone", topic.name));
-            continue;
-        };
+        let Some(known) = metadata.topics().iter().find(|known| known.name() == &*topic.name) else { continue };
         let partitions = known.partitions();
         let headless = partitions.iter().filter(|partition| partition.leader() < 0).count();
         let thin = partitions.iter().filter(|p| p.isr().len() < shared.config.min_insync as usize).count();

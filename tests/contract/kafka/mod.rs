@@ -3,6 +3,7 @@
 //! say so and pass, or fail if `REQUIRE_BROKERS=1`.
 
 mod cluster;
+mod deleted;
 mod faults;
 mod groups;
 mod load;
