@@ -39,7 +39,7 @@ fn rabbitmq<T>(world: &World, act: impl AsyncFnOnce(&Channel) -> Result<T, lapin
 #[test]
 #[ignore = "blocks publishers: make test-faults"]
 fn a_queue_is_at_its_limit() {
-    survives(&[], FROZEN, None, |world| {
+    survives(&[], FROZEN, Some("rabbitmq"), |world| {
         rabbitmq(world, async |channel| {
             let mut arguments = FieldTable::default();
             arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
