@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use crate::gateway::Gateway;
 use crate::play::psql;
 use crate::program::Ended;
-use crate::reconcile::{AGENT, broker, reconcile, submitted};
-use crate::world::{World, address, brokers};
+use crate::reconcile::{broker, reconcile, submitted};
+use crate::world::{CLUSTER, World, address, brokers};
 
 const DATASET: &str = "anomaly-detection/quiet-receiver.csv";
 
@@ -77,8 +77,6 @@ fn finds(ended: &Ended, wanted: &[(&str, &str, u64)]) {
 fn a_database_put_back_knows_what_the_brokers_have_beyond_it() {
     let Some(mut world) = World::fresh() else { return };
     let mut gateway = Gateway::start(&world.settings());
-    gateway.program.file("config/agents.toml", AGENT);
-    gateway.kill_and_restart(&world.settings());
     play(&gateway);
     let open = submitted(&gateway, &["--agent", "external", "--dataset", "d"]);
     finds(&reconcile(&gateway, &world, &["--wait", "60s"]), &[]);
@@ -88,7 +86,7 @@ fn a_database_put_back_knows_what_the_brokers_have_beyond_it() {
     // What the dump does not have: a job that ran, one that waits in the stream, and the next
     // event of one that it has.
     play(&gateway);
-    submitted(&gateway, &["--agent", "Cluster", "--dataset", "anything"]);
+    submitted(&gateway, &["--agent", CLUSTER, "--dataset", "anything"]);
     cancelled(&gateway, &open);
     finds(&reconcile(&gateway, &world, &["--wait", "60s"]), &[]);
     assert!(gateway.halt().success());
