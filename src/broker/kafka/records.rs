@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use rdkafka::TopicPartitionList;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::KafkaError as ClientError;
+use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode as Code};
 use rdkafka::message::Message;
 use rdkafka::topic_partition_list::Offset;
 
@@ -62,11 +62,36 @@ impl KafkaLog {
         partitions
             .iter()
             .map(|partition| {
-                let (start, end) = client.fetch_watermarks(topic, partition.id(), limit)?;
+                let (start, end) = Self::watermarks(client, topic, partition.id(), limit)?;
                 Ok(Extent { log: topic.into(), partition: partition.id(), start, end, keeps: keeps.clone() })
             })
             .collect()
     }
+
+    /// Where a partition begins and ends. While brokers come and go its leader may be another than the
+    /// client knows: it is asked for again.
+    fn watermarks(client: &Client, topic: &str, partition: i32, limit: Duration) -> Result<(i64, i64), ClientError> {
+        let deadline = Instant::now() + limit;
+        loop {
+            match client.fetch_watermarks(topic, partition, limit) {
+                Err(error) if has_moved(&error) && Instant::now() < deadline => {
+                    client.fetch_metadata(Some(topic), limit)?;
+                    std::thread::sleep(POLL);
+                }
+                answer => return answer,
+            }
+        }
+    }
+}
+
+/// Is it only that another broker leads the partition now?
+fn has_moved(error: &ClientError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            Code::NotLeaderForPartition | Code::LeaderNotAvailable | Code::FencedLeaderEpoch | Code::UnknownLeaderEpoch
+        )
+    )
 }
 
 /// A client of no group.
