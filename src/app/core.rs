@@ -17,7 +17,7 @@ use crate::domain::catalogue::Catalogue;
 use crate::domain::factory::EventFactory;
 use crate::domain::job::RunnerKind;
 use crate::domain::{Broker, Event};
-use crate::relay::{Handoff, LeaseEnd, LeaseKeeper, Marks, Relay, RelayOptions};
+use crate::relay::{Handoff, Held, LeaseEnd, LeaseKeeper, Marks, Relay, RelayOptions};
 use crate::runner::datasets;
 use crate::service::agents::{AgentOptions, Agents, Dataset, Datasets};
 use crate::service::committer::{Committer, CommitterOptions};
@@ -178,7 +178,10 @@ impl Core {
 
         let options = RelayOptions {
             lanes: config.relay.lanes,
-            lane_capacity: config.relay.lane_capacity,
+            lane_capacity: Held {
+                events: config.relay.lane_capacity,
+                bytes: usize::try_from(config.relay.lane_bytes.as_u64()).unwrap_or(usize::MAX),
+            },
             window: config.relay.window,
             spacing: config.relay.spacing,
         };

@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use bytesize::ByteSize;
+
 use super::setting::{Check, Checks, settings};
 
 settings! {
@@ -9,6 +11,9 @@ settings! {
         lanes: u8 = "1",
         /// Events a lane holds in memory; behind that it reads from the store.
         lane_capacity: usize = "8192",
+        /// Bytes of events a lane holds in memory, as `lane_capacity`: many large ones do not take more than
+        /// this either. What is handed to it meanwhile may take as much again.
+        lane_bytes: ByteSize = "64MiB",
         /// Messages published, confirmed and marked together, at most.
         window: usize = "512",
         /// The least time between windows of a lane that are not full, on real brokers: fuller
@@ -21,6 +26,7 @@ impl Check for Relay {
     fn check(&self, checks: &mut Checks<'_>) {
         checks.within("relay.lanes", self.lanes, 1..=64);
         checks.within("relay.lane_capacity", self.lane_capacity, 1..=1_000_000);
+        checks.within("relay.lane_bytes", self.lane_bytes, ByteSize::mib(1)..=ByteSize::gib(64));
         checks.within("relay.spacing", self.spacing, Duration::ZERO..=Duration::from_secs(1));
         checks.within("relay.window", self.window, 1..=10_000);
         checks.require(

@@ -101,6 +101,13 @@ pub struct EventDraft {
     pub skip: Vec<(Broker, SkipReason)>,
 }
 
+impl EventDraft {
+    /// Bytes it holds in memory, about: what queues are bounded by.
+    pub fn bytes(&self) -> usize {
+        256 + self.payload.json.len() + self.payload.avro.as_ref().map_or(0, |avro| avro.len())
+    }
+}
+
 /// Why a leg is not owed. The discriminants are stored: never renumber.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::Held;
 use crate::domain::Event;
 
 /// One lane's inbox.
@@ -13,23 +14,24 @@ use crate::domain::Event;
 pub(super) struct LaneInbox {
     state: Mutex<State>,
     arrived: Notify,
-    capacity: usize,
+    most: Held,
 }
 
 #[derive(Debug)]
 struct State {
     queue: VecDeque<Arc<Event>>,
+    bytes: usize,
     /// Something was dropped: the lane must read the store before it trusts the queue.
     overflowed: bool,
 }
 
 impl LaneInbox {
     /// Starts overflowed: what a former run left in the store comes first.
-    pub fn new(capacity: usize) -> Arc<Self> {
+    pub fn new(most: Held) -> Arc<Self> {
         Arc::new(Self {
-            state: Mutex::new(State { queue: VecDeque::new(), overflowed: true }),
+            state: Mutex::new(State { queue: VecDeque::new(), bytes: 0, overflowed: true }),
             arrived: Notify::new(),
-            capacity,
+            most,
         })
     }
 
@@ -39,12 +41,13 @@ impl LaneInbox {
         if state.overflowed {
             return;
         }
-        if state.queue.len() >= self.capacity {
+        if state.queue.len() >= self.most.events || state.bytes >= self.most.bytes {
             // From here on everything comes from the store, in commit order. What is
             // queued came before and stays.
             state.overflowed = true;
             return;
         }
+        state.bytes += event.bytes();
         state.queue.push_back(event);
     }
 
@@ -52,11 +55,20 @@ impl LaneInbox {
         self.arrived.notify_one();
     }
 
-    /// Moves up to `room` events out.
-    pub fn take(&self, room: usize) -> Vec<Arc<Event>> {
+    /// Moves events out until there is no more room for any.
+    pub fn take(&self, mut room: Held) -> Vec<Arc<Event>> {
         let mut state = self.state.lock();
-        let count = room.min(state.queue.len());
-        state.queue.drain(..count).collect()
+        let mut taken = Vec::new();
+        while room.events > 0
+            && room.bytes > 0
+            && let Some(event) = state.queue.pop_front()
+        {
+            let bytes = event.bytes();
+            state.bytes -= bytes;
+            room = Held { events: room.events - 1, bytes: room.bytes.saturating_sub(bytes) };
+            taken.push(event);
+        }
+        taken
     }
 
     /// True when the queue is empty and something was dropped: time to read the store.
@@ -77,6 +89,7 @@ impl LaneInbox {
         let mut state = self.state.lock();
         state.overflowed = true;
         state.queue.clear();
+        state.bytes = 0;
     }
 
     pub async fn arrived(&self) {

@@ -6,8 +6,12 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
+use super::Held;
 use crate::broker::Outgoing;
 use crate::domain::catalogue::Order;
+
+/// A window has all its messages encoded at once, and clients hold them until they are confirmed.
+pub(super) const WINDOW_BYTES: usize = 16 << 20;
 
 /// (destination, aggregate type, aggregate id)
 pub(super) type Key = (Arc<str>, Arc<str>, Arc<str>);
@@ -46,13 +50,23 @@ pub(super) struct Keys {
     dead: HashSet<Key>,
     /// Those that failed or wait for another owner, and when to try again. Few: not sorted.
     later: Vec<(tokio::time::Instant, Waiting)>,
-    held: usize,
+    held: Held,
 }
 
 impl Keys {
-    /// Events held in memory.
-    pub fn held(&self) -> usize {
+    /// What is held in memory.
+    pub fn held(&self) -> Held {
         self.held
+    }
+
+    fn came(&mut self, waiting: &Waiting) {
+        self.held.events += 1;
+        self.held.bytes += waiting.outgoing.event.bytes();
+    }
+
+    fn went(&mut self, waiting: &Waiting) {
+        self.held.events -= 1;
+        self.held.bytes -= waiting.outgoing.event.bytes();
     }
 
     /// Events that can go out now.
@@ -67,26 +81,27 @@ impl Keys {
                 // Stays pending in the store; a redrive reads it from there.
                 return;
             }
+            self.came(&waiting);
             if let Some(queue) = self.busy.get_mut(&key) {
                 queue.push_back(waiting);
-                self.held += 1;
                 return;
             }
             self.busy.insert(key, VecDeque::new());
+        } else {
+            self.came(&waiting);
         }
         self.ready.push_back(waiting);
-        self.held += 1;
     }
 
     /// A dead leg was found: its key stays blocked.
     pub fn block(&mut self, key: Key) {
-        if let Some(queue) = self.busy.remove(&key) {
-            self.held -= queue.len();
+        for waiting in self.busy.remove(&key).unwrap_or_default() {
+            self.went(&waiting);
         }
         self.dead.insert(key);
     }
 
-    /// The next window: never two events of one key.
+    /// The next window: never two events of one key, and no more than one beyond [`WINDOW_BYTES`].
     pub fn window(&mut self, size: usize, now: tokio::time::Instant) -> Vec<Waiting> {
         let mut index = 0;
         while index < self.later.len() {
@@ -97,9 +112,16 @@ impl Keys {
                 index += 1;
             }
         }
-        let count = size.min(self.ready.len());
-        let window: Vec<_> = self.ready.drain(..count).collect();
-        self.held -= window.len();
+        let mut window = Vec::with_capacity(size.min(self.ready.len()));
+        let mut bytes = 0;
+        while window.len() < size
+            && bytes < WINDOW_BYTES
+            && let Some(waiting) = self.ready.pop_front()
+        {
+            bytes += waiting.outgoing.event.bytes();
+            self.went(&waiting);
+            window.push(waiting);
+        }
         window
     }
 
@@ -125,14 +147,14 @@ impl Keys {
 
     /// It failed, or it is not its turn: tried again at `at`; its key waits.
     pub fn try_later(&mut self, waiting: Waiting, at: tokio::time::Instant) {
+        self.came(&waiting);
         self.later.push((at, waiting));
-        self.held += 1;
     }
 
     /// The broker is down: the window goes back to the front, in order.
     pub fn put_back(&mut self, window: Vec<Waiting>) {
-        self.held += window.len();
         for waiting in window.into_iter().rev() {
+            self.came(&waiting);
             self.ready.push_front(waiting);
         }
     }

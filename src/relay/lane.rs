@@ -1,5 +1,6 @@
 //! One lane: takes events in, publishes windows, marks legs.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,11 +9,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::RelayOptions;
 use super::inbox::LaneInbox;
 use super::keys::{Keys, Waiting};
 use super::lease::Lease;
 use super::pace::{Pace, Pressure};
+use super::{Held, RelayOptions};
 use crate::broker::{Outgoing, Position, PublishError, Publisher};
 use crate::domain::backoff::retry_delay_ms;
 use crate::domain::event::SkipReason;
@@ -69,6 +70,8 @@ pub(super) struct Lane {
     ends: Vec<BrokerEnd>,
     down: Option<Down>,
     pace: Pace,
+    /// How many events to read next when it catches up.
+    page: u32,
 }
 
 struct Down {
@@ -76,8 +79,19 @@ struct Down {
     until: Instant,
 }
 
-/// Pages of a catch-up.
-const PAGE: u32 = 512;
+/// Events in a page of a catch-up. Nobody knows their sizes before they are read, so it begins with few
+/// and goes by what the last page had.
+const PAGES: RangeInclusive<u32> = 16..=512;
+const FIRST_PAGE: u32 = 64;
+const PAGE_BYTES: usize = 8 << 20;
+
+/// How many events to read after a page of so many with so many bytes.
+fn next_page(page: u32, bytes: usize) -> u32 {
+    match bytes > PAGE_BYTES {
+        true => (page / 2).max(*PAGES.start()),
+        false => (page * 2).min(*PAGES.end()),
+    }
+}
 /// How often the store is asked whether another owner's event is out.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
@@ -102,6 +116,7 @@ impl Lane {
             marks: Vec::new(),
             ends: Vec::new(),
             down: None,
+            page: FIRST_PAGE,
         }
     }
 
@@ -164,7 +179,7 @@ impl Lane {
         let moved = std::mem::take(&mut self.moved);
         // Those it holds may wait for one that it has overlooked.
         let stuck = !moved && self.keys.asks();
-        if self.parts.inbox.must_read_store() || (self.keys.held() > 0 && !stuck) {
+        if self.parts.inbox.must_read_store() || (self.keys.held().events > 0 && !stuck) {
             return;
         }
         let open = self.parts.store.open_legs(self.parts.broker, Some(self.parts.lane), 0, 1).await;
@@ -229,8 +244,10 @@ impl Lane {
 
     /// Fills up from the inbox or, when that has dropped something, from the store.
     async fn take_in(&mut self) {
-        let room = self.parts.options.lane_capacity.saturating_sub(self.keys.held());
-        if room == 0 {
+        let (most, held) = (self.parts.options.lane_capacity, self.keys.held());
+        let room =
+            Held { events: most.events.saturating_sub(held.events), bytes: most.bytes.saturating_sub(held.bytes) };
+        if room.events == 0 || room.bytes == 0 {
             return;
         }
         for event in self.parts.inbox.take(room) {
@@ -239,18 +256,21 @@ impl Lane {
                 self.add(event, 0);
             }
         }
-        if !self.parts.inbox.must_read_store() || self.keys.held() >= self.parts.options.window * 2 {
+        let held = self.keys.held();
+        let enough = held.events >= self.parts.options.window * 2 || held.bytes >= most.bytes / 2;
+        if !self.parts.inbox.must_read_store() || enough {
             return;
         }
         // Order matters: trust first, then read. Whatever is committed in between is in
         // both, and known by its position.
         self.parts.inbox.trust_again();
-        let read = self.parts.store.open_legs(self.parts.broker, Some(self.parts.lane), self.cursor, PAGE).await;
+        let read = self.parts.store.open_legs(self.parts.broker, Some(self.parts.lane), self.cursor, self.page).await;
         match read {
             Ok(legs) => {
-                if legs.len() as u32 == PAGE {
+                if legs.len() as u32 == self.page {
                     self.parts.inbox.distrust();
                 }
+                self.page = next_page(self.page, legs.iter().map(|(event, _)| event.bytes()).sum());
                 for (event, leg) in legs {
                     if event.position <= self.cursor {
                         continue;
@@ -439,5 +459,19 @@ impl Lane {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_go_by_what_the_last_one_had() {
+        let small: Vec<u32> =
+            (0..5).scan(FIRST_PAGE, |page, _| Some(std::mem::replace(page, next_page(*page, 1)))).collect();
+        assert_eq!(small, [64, 128, 256, 512, 512]);
+        assert_eq!(next_page(512, PAGE_BYTES + 1), 256);
+        assert_eq!(next_page(16, PAGE_BYTES + 1), 16);
     }
 }

@@ -14,6 +14,8 @@ mod keys;
 mod lane;
 mod lease;
 mod pace;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,13 +42,20 @@ pub trait Handoff: Send + Sync + 'static {
     fn waited(&self, longest: Duration);
 }
 
+/// An amount of events. The last that is taken in may go beyond the bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    pub events: usize,
+    pub bytes: usize,
+}
+
 /// How the relay works.
 #[derive(Clone, Copy, Debug)]
 pub struct RelayOptions {
     /// Lanes per broker, 1 to 64.
     pub lanes: u8,
-    /// Events a lane holds in memory before it falls back to the store.
-    pub lane_capacity: usize,
+    /// What a lane holds in memory before it falls back to the store; its inbox as much again.
+    pub lane_capacity: Held,
     /// The most messages published, confirmed and marked together.
     pub window: usize,
     /// The least time between two windows of a lane that are not full.

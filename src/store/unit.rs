@@ -43,7 +43,7 @@ impl Unit {
     /// Bytes this unit holds in memory, about: what the intake is bounded by.
     pub fn bytes(&self) -> usize {
         let drafts = self.events.iter().chain(self.jobs.iter().flat_map(|job| &job.drafts));
-        512 + drafts.map(|d| 256 + d.payload.json.len() + d.payload.avro.as_ref().map_or(0, |a| a.len())).sum::<usize>()
+        512 + drafts.map(EventDraft::bytes).sum::<usize>()
             + self.idempotency.as_ref().map_or(0, |claim| claim.response.body.len())
     }
 }

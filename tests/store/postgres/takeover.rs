@@ -9,7 +9,7 @@ use std::time::Duration;
 use event_gateway::broker::embedded::{Embedded, EmbeddedTopology};
 use event_gateway::domain::job::{Job, JobCommand, Report};
 use event_gateway::domain::{Broker, Timestamp};
-use event_gateway::relay::{LeaseKeeper, Marks, Relay, RelayOptions};
+use event_gateway::relay::{Held, LeaseKeeper, Marks, Relay, RelayOptions};
 use event_gateway::service::committer::{Committer, CommitterOptions};
 use event_gateway::store::postgres::{PostgresOptions, PostgresStore};
 use event_gateway::store::{Outcome, Store, Unit};
@@ -24,7 +24,8 @@ use super::Schema;
 use crate::fixture::{command, factory, job, submit};
 
 const LEASE: Duration = Duration::from_secs(2);
-const OPTIONS: RelayOptions = RelayOptions { lanes: 2, lane_capacity: 64, window: 16, spacing: Duration::ZERO };
+const OPTIONS: RelayOptions =
+    RelayOptions { lanes: 2, lane_capacity: Held { events: 64, bytes: 1 << 20 }, window: 16, spacing: Duration::ZERO };
 
 /// The brokers, and the file they keep.
 struct Brokers {
