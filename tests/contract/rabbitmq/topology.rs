@@ -85,6 +85,15 @@ async fn recreate(urls: &str, fixture: &Fresh, queue: &str) {
             arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
             arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
             arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(5));
+            // The rest as it was: the server names what it finds first.
+            for (name, value) in [
+                ("x-overflow", "reject-publish"),
+                ("x-dead-letter-exchange", &*fixture.topology.dead_letter_exchange),
+                ("x-dead-letter-routing-key", &*fixture.topology.dead_letter_queue),
+                ("x-dead-letter-strategy", "at-least-once"),
+            ] {
+                arguments.insert(name.into(), AMQPValue::LongString(value.into()));
+            }
             let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
             // Refused where the gateway was quicker.
             if channel.queue_declare((&*queue).into(), options, arguments).await.is_ok() {
