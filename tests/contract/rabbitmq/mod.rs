@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use event_gateway::broker::rabbitmq::{Queue, RabbitMq, Topology};
-use event_gateway::broker::{Publisher, Source, Subscriber, Subscription};
+use event_gateway::broker::{Inbound, Publisher, Source, Subscriber, Subscription};
 use event_gateway::config::Config;
 use event_gateway::domain::catalogue::{Catalogue, ExchangeKind, Route};
 use event_gateway::domain::{Broker, Id};
@@ -26,7 +26,7 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 
 use crate::environment::variable;
-use crate::fixture::{Fixture, Live, outgoing, publish, receive, sequences, subscribe, tokens, within};
+use crate::fixture::{Fixture, Live, QUIET, consume, outgoing, publish, receive, sequences, subscribe, tokens, within};
 
 /// The servers, or `None` when there are none and that is fine.
 pub fn servers() -> Option<String> {
@@ -52,6 +52,20 @@ pub async fn unbind(channel: &Channel, fixture: &Fresh, queue: &str) {
     let (queue, exchange) = (fixture.name(queue), fixture.name("events"));
     let unbinding = channel.queue_unbind((&*queue).into(), (&*exchange).into(), "job.#".into(), FieldTable::default());
     within(unbinding).await.unwrap();
+}
+
+/// Publishes until the reader of a queue that was unbound gets something: it is bound again.
+pub async fn until_heard_again(fixture: &Fresh, inbound: &mut dyn Inbound) {
+    let publisher = fixture.publisher();
+    within(async {
+        for n in 0.. {
+            publish(&*publisher, &[outgoing(fixture, &format!("key-{n}"), 1)]).await;
+            if tokio::time::timeout(QUIET, consume(inbound, 1)).await.is_ok() {
+                return;
+            }
+        }
+    })
+    .await;
 }
 
 /// RabbitMQ with an exchange and queues of its own.

@@ -10,8 +10,8 @@ use lapin::options::{ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOption
 use lapin::types::{AMQPValue, FieldTable};
 
 use super::load::Load;
-use super::{Fresh, outsider, servers, unbind};
-use crate::fixture::{Fixture, PATIENCE, QUIET, consume, event, of, outgoing, publish, subscribe, try_publish, within};
+use super::{Fresh, outsider, servers, unbind, until_heard_again};
+use crate::fixture::{Fixture, PATIENCE, consume, event, of, outgoing, publish, subscribe, try_publish, within};
 
 fn elsewhere(fixture: &Fresh, key: &str, optional: bool) -> Outgoing {
     let route = Route { key: "metrics.job".into(), optional, ..fixture.route(key) };
@@ -62,16 +62,7 @@ async fn a_queue_unbound_beside_others_is_bound_again() {
     let mut inbound = subscribe(&fixture, &fixture.durable("reader")).await;
     let (_connection, channel) = outsider(&urls).await;
     unbind(&channel, &fixture, "reader").await;
-    let publisher = fixture.publisher();
-    within(async {
-        for n in 0.. {
-            publish(&*publisher, &[outgoing(&fixture, &format!("key-{n}"), 1)]).await;
-            if tokio::time::timeout(QUIET, consume(&mut *inbound, 1)).await.is_ok() {
-                return;
-            }
-        }
-    })
-    .await;
+    until_heard_again(&fixture, &mut *inbound).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,8 +5,8 @@ use event_gateway::domain::catalogue::{Catalogue, ExchangeKind};
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 
-use super::{Fresh, config, outsider, servers, unbind};
-use crate::fixture::{Fixture, QUIET, consume, outgoing, publish, subscribe, within};
+use super::{Fresh, config, outsider, servers, unbind, until_heard_again};
+use crate::fixture::{Fixture, consume, outgoing, publish, subscribe, within};
 use crate::proxy::{Mode, Proxy};
 
 #[test]
@@ -142,14 +142,5 @@ async fn what_comes_after_a_queue_that_differs_is_declared_all_the_same() {
     let (_connection, channel) = outsider(&urls).await;
     unbind(&channel, &fixture, "other").await;
     // The witness takes them, so that none is returned.
-    let publisher = fixture.publisher();
-    within(async {
-        for n in 0.. {
-            publish(&*publisher, &[outgoing(&fixture, &format!("key-{n}"), 1)]).await;
-            if tokio::time::timeout(QUIET, consume(&mut *inbound, 1)).await.is_ok() {
-                return;
-            }
-        }
-    })
-    .await;
+    until_heard_again(&fixture, &mut *inbound).await;
 }
