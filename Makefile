@@ -2,8 +2,8 @@
 # make brokers  RabbitMQ, Kafka, NATS (three nodes each), a schema registry, PostgreSQL: by Docker
 #             Compose where an engine answers, else natively (scripts/brokers help)
 # make run-brokers  the gateway on them
-# make test   everything but benches; sets up what it needs
-# make test-faults  brokers killed, frozen and starved under load (an hour at most)
+# make test   all but the benches and the long faults; sets up what it needs
+# make test-faults  brokers killed, frozen and starved under load (an hour)
 # make lint   formatting, clippy, licences and advisories, page types
 # make bench  the figures of docs/benchmarks.md (release build)
 # make page   only the page

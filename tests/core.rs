@@ -1,5 +1,13 @@
 //! The core in one process, without front ends: what is accepted is relayed, consumed and
-//! accounted for.
+//! accounted for, on the embedded default and on real brokers (`EVENT_GATEWAY_TEST_ON=brokers`).
+
+#[path = "support/environment.rs"]
+mod environment;
+#[path = "support/fresh.rs"]
+#[expect(dead_code, reason = "other tests use the rest of it")]
+mod fresh;
+#[path = "support/home.rs"]
+mod home;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +22,11 @@ use event_gateway::domain::{Id, Principal, Role, Timestamp};
 use event_gateway::service::{ClaimRequest, Context, ServiceError, StatusReport, SubmitJob};
 use event_gateway::store::{EffectState, JobWrite, LegMark, LegState, Outcome, Unit};
 use event_gateway::telemetry::Metrics;
+
+use crate::home::Home;
+
+/// Nothing that these tests wait for takes longer.
+const LIMIT: Duration = Duration::from_secs(60);
 
 fn context(user: &str, key: Option<&str>) -> Context {
     Context {
@@ -34,8 +47,12 @@ fn external(dataset: &str) -> (SubmitJob, Vec<u8>) {
     (serde_json::from_slice(&raw).unwrap(), raw)
 }
 
-async fn core(dir: &std::path::Path) -> Core {
-    let config = Config::defaults_in(dir, &[]).unwrap();
+async fn core(home: &Home) -> Core {
+    core_with(home, &[]).await
+}
+
+async fn core_with(home: &Home, set: &[(&str, &str)]) -> Core {
+    let config = Config::defaults_in(home.path(), &[&home.settings()[..], set].concat()).unwrap();
     Core::start(&config, Metrics::new(), own_events().0).await.unwrap()
 }
 
@@ -70,13 +87,13 @@ async fn settled(core: &Core, id: Id) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), wait).await.expect("every delivery settles");
+    tokio::time::timeout(LIMIT, wait).await.expect("every delivery settles");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_goes_all_the_way() {
-    let dir = tempfile::tempdir().unwrap();
-    let core = core(dir.path()).await;
+    let home = Home::new();
+    let core = core(&home).await;
     let (request, raw) = external("dataset-1");
     let answer = core.service.submit(&context("ada", Some("k1")), request.clone(), &raw).await.unwrap();
     assert_eq!((answer.status, answer.repeated), (201, false));
@@ -112,7 +129,7 @@ async fn a_job_goes_all_the_way() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    let events = tokio::time::timeout(Duration::from_secs(10), summary).await.unwrap_or(events);
+    let events = tokio::time::timeout(LIMIT, summary).await.unwrap_or(events);
     let names: Vec<&str> = events.iter().map(|event| &*event.event_type.name).collect();
     assert_eq!(
         names,
@@ -124,14 +141,14 @@ async fn a_job_goes_all_the_way() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_stopped_gateway_owed_is_delivered_by_the_next() {
-    let dir = tempfile::tempdir().unwrap();
-    let first = core(dir.path()).await;
+    let home = Home::new();
+    let first = core(&home).await;
     let mut ids = Vec::new();
     for n in 0..50 {
         ids.push(submit(&first, &format!("d{n}")).await);
     }
     first.stop().await;
-    let second = core(dir.path()).await;
+    let second = core(&home).await;
     assert_eq!(second.epoch, 2);
     for id in ids {
         settled(&second, id).await;
@@ -142,12 +159,12 @@ async fn what_a_stopped_gateway_owed_is_delivered_by_the_next() {
 /// Acknowledgements are gathered; those that are still owed at the end are paid then.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_consumed_before_a_stop_is_not_consumed_again() {
-    let dir = tempfile::tempdir().unwrap();
-    let first = core(dir.path()).await;
+    let home = Home::new();
+    let first = core(&home).await;
     settled(&first, submit(&first, "before").await).await;
     first.stop().await;
 
-    let second = core(dir.path()).await;
+    let second = core(&home).await;
     settled(&second, submit(&second, "after").await).await;
     for consumer in second.declarations.iter().map(|declaration| declaration.name) {
         assert_eq!(second.metrics.consumer(consumer).inbox_hits.get(), 0, "{consumer}");
@@ -157,8 +174,8 @@ async fn what_was_consumed_before_a_stop_is_not_consumed_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_job_is_retried_on_time_until_its_retries_are_used() {
-    let dir = tempfile::tempdir().unwrap();
-    let core = core(dir.path()).await;
+    let home = Home::new();
+    let core = core(&home).await;
     let raw = serde_json::json!({ "agent": "external", "dataset_id": "x", "max_retries": 1 }).to_string();
     let request: SubmitJob = serde_json::from_str(&raw).unwrap();
     let answer = core.service.submit(&context("ada", None), request, raw.as_bytes()).await.unwrap();
@@ -174,7 +191,7 @@ async fn a_failed_job_is_retried_on_time_until_its_retries_are_used() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        let job = tokio::time::timeout(Duration::from_secs(10), claim).await.expect("it is queued again");
+        let job = tokio::time::timeout(LIMIT, claim).await.expect("it is queued again");
         assert_eq!((job.id, job.attempt), (id, attempt));
         let report: StatusReport = serde_json::from_value(serde_json::json!({
             "attempt": attempt, "status": "FAILED",
@@ -223,9 +240,8 @@ async fn lost(core: &Core) -> Id {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn confirmed_messages_that_never_come_are_made_up_for() {
-    let dir = tempfile::tempdir().unwrap();
-    let config = Config::defaults_in(dir.path(), &[("consumer.overdue_after", "1s")]).unwrap();
-    let core = Core::start(&config, Metrics::new(), own_events().0).await.unwrap();
+    let home = Home::new();
+    let core = core_with(&home, &[("consumer.overdue_after", "1s")]).await;
     let consumers = [audit::declaration().name, metrics::declaration().name];
     let begun = async {
         for consumer in consumers {
@@ -234,7 +250,7 @@ async fn confirmed_messages_that_never_come_are_made_up_for() {
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), begun).await.expect("the search begins");
+    tokio::time::timeout(LIMIT, begun).await.expect("the search begins");
     let lost = lost(&core).await;
     // Others come to every partition of the topic.
     let mut later = Vec::new();

@@ -1,5 +1,14 @@
-//! The process runner on the real core: the use cases, SQLite, the embedded work queue, and
-//! the sample agents on the datasets that ship.
+//! The process runner on the real core: the use cases, SQLite, the embedded work queue, and the
+//! sample agents on the datasets that ship; with `EVENT_GATEWAY_TEST_ON=brokers` on PostgreSQL and the
+//! work queue of NATS.
+
+#[path = "support/environment.rs"]
+mod environment;
+#[path = "support/fresh.rs"]
+#[expect(dead_code, reason = "other tests use the rest of it")]
+mod fresh;
+#[path = "support/home.rs"]
+mod home;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -24,6 +33,8 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::home::Home;
+
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Not a test: this binary as the sample agent that its job file names.
@@ -46,7 +57,7 @@ struct Gateway {
 }
 
 impl Gateway {
-    async fn start(dir: &Path) -> Self {
+    async fn start(home: &Home) -> Self {
         let own_path = std::env::current_exe().unwrap();
         let mut configured: Vec<Value> = agents::ALL
             .iter()
@@ -59,15 +70,10 @@ impl Gateway {
             .collect();
         let waits = r#"echo '{"progress": 0.5, "message": "waiting"}'; exec sleep 1000"#;
         configured.push(json!({ "name": "Waits", "runner": "process", "command": ["/bin/sh", "-c", waits] }));
-        let config = Config::defaults_in(
-            dir,
-            &[
-                ("runner.agents", &Value::from(configured).to_string()),
-                ("runner.builtin_agents", "false"),
-                ("runner.sample_interval", "100ms"),
-            ],
-        )
-        .unwrap();
+        let configured = Value::from(configured).to_string();
+        let own =
+            [("runner.agents", &*configured), ("runner.builtin_agents", "false"), ("runner.sample_interval", "100ms")];
+        let config = Config::defaults_in(home.path(), &[&home.settings()[..], &own].concat()).unwrap();
         agents::install(&config.runner.datasets_dir).unwrap();
         let core = Core::start(&config, Metrics::new(), own_events().0).await.unwrap();
         let mut options = RunnerOptions::new(&config.runner, &config.agents(), &own_path, Duration::from_secs(10));
@@ -135,8 +141,8 @@ fn context() -> Context {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_sample_agents_run_on_their_datasets() {
-    let dir = tempfile::tempdir().unwrap();
-    let gateway = Gateway::start(dir.path()).await;
+    let home = Home::new();
+    let gateway = Gateway::start(&home).await;
     for agent in agents::ALL {
         let found = gateway.core.service.agents().get(agent.name).unwrap().clone();
         let datasets = gateway.core.service.agents().datasets_of(&found).await;
@@ -146,7 +152,7 @@ async fn the_sample_agents_run_on_their_datasets() {
         assert_eq!(job.status, JobStatus::Completed, "{}: {:?}", agent.name, job.error);
         let result = job.result.unwrap();
         assert!(!result.summary.is_empty() && result.result_size_bytes > 0, "{result:?}");
-        assert!(Path::new(&result.output_location).starts_with(dir.path().canonicalize().unwrap()));
+        assert!(Path::new(&result.output_location).starts_with(home.path().canonicalize().unwrap()));
         assert!(gateway.samples(id).await > 0);
     }
     gateway.stop().await;
@@ -154,9 +160,9 @@ async fn the_sample_agents_run_on_their_datasets() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dataset_that_is_no_input_for_the_agent_fails_for_good_with_its_words() {
-    let dir = tempfile::tempdir().unwrap();
-    let gateway = Gateway::start(dir.path()).await;
-    std::fs::write(dir.path().join("datasets/nonsense.csv"), "no,numbers\nhere\n").unwrap();
+    let home = Home::new();
+    let gateway = Gateway::start(&home).await;
+    std::fs::write(home.path().join("datasets/nonsense.csv"), "no,numbers\nhere\n").unwrap();
     let id = gateway.submit(agents::ALL[0].name, "nonsense.csv").await;
     let job = gateway.ended(id).await;
     let error = job.error.unwrap();
@@ -167,9 +173,9 @@ async fn a_dataset_that_is_no_input_for_the_agent_fails_for_good_with_its_words(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancel_reaches_the_process_through_the_queue() {
-    let dir = tempfile::tempdir().unwrap();
-    let gateway = Gateway::start(dir.path()).await;
-    std::fs::write(dir.path().join("datasets/any.csv"), "1\n").unwrap();
+    let home = Home::new();
+    let gateway = Gateway::start(&home).await;
+    std::fs::write(home.path().join("datasets/any.csv"), "1\n").unwrap();
     let id = gateway.submit("Waits", "any.csv").await;
     gateway.job(id, |job| job.progress == Some(0.5)).await;
     gateway.core.service.cancel(&context(), id).await.unwrap();
@@ -186,14 +192,14 @@ async fn a_cancel_reaches_the_process_through_the_queue() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_a_shutdown_interrupted_runs_again_after_the_next_start() {
-    let dir = tempfile::tempdir().unwrap();
-    let gateway = Gateway::start(dir.path()).await;
-    std::fs::write(dir.path().join("datasets/any.csv"), "1\n").unwrap();
+    let home = Home::new();
+    let gateway = Gateway::start(&home).await;
+    std::fs::write(home.path().join("datasets/any.csv"), "1\n").unwrap();
     let id = gateway.submit("Waits", "any.csv").await;
     gateway.job(id, |job| job.progress == Some(0.5)).await;
     gateway.stop().await;
 
-    let gateway = Gateway::start(dir.path()).await;
+    let gateway = Gateway::start(&home).await;
     let job = gateway.job(id, |job| job.status == JobStatus::Running && job.progress == Some(0.5)).await;
     assert_eq!((job.attempt, job.retry_count), (2, 0));
     let events = gateway.core.store.aggregate_events("job", &id.to_string(), 0, 100).await.unwrap();
@@ -210,9 +216,9 @@ async fn a_job_that_a_shutdown_interrupted_runs_again_after_the_next_start() {
 /// A message that is no command, as any publisher might send one.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_command_of_a_job_is_a_dead_letter_in_the_store() {
-    let dir = tempfile::tempdir().unwrap();
-    let gateway = Gateway::start(dir.path()).await;
-    std::fs::write(dir.path().join("datasets/any.csv"), "1\n").unwrap();
+    let home = Home::new();
+    let gateway = Gateway::start(&home).await;
+    std::fs::write(home.path().join("datasets/any.csv"), "1\n").unwrap();
     let id = gateway.submit("Waits", "any.csv").await;
     gateway.job(id, |job| job.progress == Some(0.5)).await;
     let events = gateway.core.store.aggregate_events("job", &id.to_string(), 0, 1).await.unwrap();

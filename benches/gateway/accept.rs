@@ -86,19 +86,21 @@ async fn measure(name: &str, gateway: &Gateway, load: &Load) -> (Report, usize) 
     let beside = Beside::from_environment();
     let (before, cpu, start) = (gateway.metrics().await, gateway.cpu_seconds(), Instant::now());
     let others = beside.cpu_seconds();
+    let cpu_before = cpu;
     let report = load.run().await;
     let (after, cpu, seconds) = (gateway.metrics().await, gateway.cpu_seconds() - cpu, start.elapsed().as_secs_f64());
     let commits = Commits::between(&before, &after);
     let (legs, unconsumed) = (after.legs_open(), after.unconsumed());
-    let others = beside.share(&others, report.accepted as f64);
-    let (drained, left) = gateway.drain(DRAIN).await;
     let jobs = report.accepted as f64;
+    let then = beside.share(&others, jobs);
+    let (drained, left) = gateway.drain(DRAIN).await;
+    let (cpu_in_all, in_all) = (gateway.cpu_seconds() - cpu_before, beside.share(&others, jobs));
     println!(
         "  {name} {:>6.0} jobs/s, P50 {:.1} ms, P99 {:.1} ms, max {:.0} ms, {} refused",
         report.rate, report.p50, report.p99, report.max, report.refused
     );
     println!(
-        "            CPU a job: gateway {:.0} us, generator {:.0} us{others}; gateway {:.2} processors, {:.0} MB resident",
+        "            CPU a job: gateway {:.0} us, generator {:.0} us{then}; gateway {:.2} processors, {:.0} MB resident",
         cpu / jobs * 1e6,
         report.cpu_seconds / jobs * 1e6,
         cpu / seconds,
@@ -114,5 +116,6 @@ async fn measure(name: &str, gateway: &Gateway, load: &Load) -> (Report, usize) 
     println!(
         "            owed at the end: {legs} legs, {unconsumed} jobs to consumers; drained in {drained:.1} s, {left} left"
     );
+    println!("            CPU a job with what was drained: gateway {:.0} us{in_all}", cpu_in_all / jobs * 1e6);
     (report, (jobs / commits.count).round() as usize)
 }

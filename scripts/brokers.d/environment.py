@@ -22,9 +22,12 @@ def urls(settings):
 
 def for_tests(settings):
     values = {f"EVENT_GATEWAY_TEST_{name}": value for name, value in urls(settings).items()}
+    login = f"{settings['RABBITMQ_USER']}:{settings['RABBITMQ_PASSWORD']}"
     # Tests that kill and freeze nodes start some of their own.
     return values | {
         "EVENT_GATEWAY_TEST_NATS_SERVER": str(nats.program(settings)),
+        "EVENT_GATEWAY_TEST_RABBITMQ_MANAGEMENT":
+            f"http://{login}@127.0.0.1:{settings.port('RABBITMQ1_MANAGEMENT_PORT')}",
         "EVENT_GATEWAY_TEST_RABBITMQ_TLS": RabbitMq(settings).secured_urls(),
         "EVENT_GATEWAY_TEST_CERTIFICATES": str(Certificates(settings).directory),
         "EVENT_GATEWAY_TEST_KAFKA_LIBS": str(kafka.libraries(settings)),

@@ -62,7 +62,7 @@ def services_stay_down(sudo):
 
 def java(settings):
     if not shutil.which("java"):
-        packages(settings, ["openjdk-17-jre-headless"])
+        packages(settings, ["default-jre-headless"])
 
 
 def maven(settings):

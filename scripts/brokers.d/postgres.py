@@ -42,22 +42,34 @@ def attached(segment):
     return sum(int(row[6]) for row in rows if row[1] == segment)
 
 
+PROGRAMS = Path("/usr/lib/postgresql")
+
+
+def installed():
+    """The major versions that are on this machine."""
+    return [int(initdb.parts[-3]) for initdb in PROGRAMS.glob("*/bin/initdb")]
+
+
 class Postgres(Component):
     name = "postgres"
     nodes = ("postgres",)
 
     def __init__(self, settings):
         super().__init__(settings)
-        # Debian has one package for each major version, and chooses the minor one.
-        self.major = settings["POSTGRES_VERSION"].split(".")[0]
-        self.programs = Path(f"/usr/lib/postgresql/{self.major}/bin")
+        # What Compose has, until it is known which one Debian has: each release has one major version.
+        self.major = max(installed(), default=int(settings["POSTGRES_VERSION"].split(".")[0]))
+
+    @property
+    def programs(self):
+        return PROGRAMS / str(self.major) / "bin"
 
     def version(self):
         return f"Debian's {self.major}"
 
     def install(self):
-        if not (self.programs / "initdb").exists():
-            install.packages(self.settings, [f"postgresql-{self.major}"])
+        if not installed():
+            install.packages(self.settings, ["postgresql"])
+            self.major = max(installed())
 
     def as_server(self):
         """PostgreSQL refuses to run as root."""

@@ -40,18 +40,8 @@ impl Sampler {
             tokio::time::sleep(self.interval).await;
             // One instance does it for all.
             let duty = Duty { name: "health", lease: LEAST_LEASE.max(self.interval * 2) };
-            let mine = tokio::time::timeout(LIMIT, self.service.store().take_duty(duty)).await;
-            match mine {
-                Ok(Ok(true)) => {}
-                Ok(Ok(false)) => continue,
-                Ok(Err(error)) => {
-                    tracing::warn!(%error, "who samples the health cannot be found out; next try in a while");
-                    continue;
-                }
-                Err(_) => {
-                    tracing::warn!(limit = ?LIMIT, "the store does not say who samples the health");
-                    continue;
-                }
+            if !duty.is_ours(&**self.service.store()).await {
+                continue;
             }
             let sampled = tokio::time::timeout(LIMIT, self.sample(&mut answered)).await;
             if let Err(why) = sampled.unwrap_or_else(|_| Err(format!("not committed within {LIMIT:?}"))) {
@@ -135,6 +125,7 @@ fn states(readiness: &Readiness) -> ComponentStates {
 fn status(component: Option<&Component>) -> ComponentStatus {
     match component.map(|component| component.state) {
         Some(ComponentState::Up) => ComponentStatus::Healthy,
+        Some(ComponentState::Degraded) => ComponentStatus::Degraded,
         Some(ComponentState::Starting | ComponentState::Down) | None => ComponentStatus::Down,
     }
 }
@@ -142,6 +133,7 @@ fn status(component: Option<&Component>) -> ComponentStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::readiness::Standing;
 
     #[test]
     fn components_are_what_readiness_says() {
@@ -154,6 +146,12 @@ mod tests {
         assert_eq!((states_then.database, states_then.kafka), (ComponentStatus::Healthy, ComponentStatus::Down));
         assert_eq!((states_then.nats, states_then.registry), (ComponentStatus::Healthy, ComponentStatus::Healthy));
         assert_eq!(states_then.external_api, ComponentStatus::Degraded, "ready, with something missing");
+        kafka.set(&Standing::Degraded("two of three brokers".into()));
+        let states_then = states(&readiness);
+        assert_eq!(
+            (states_then.kafka, states_then.external_api),
+            (ComponentStatus::Degraded, ComponentStatus::Degraded)
+        );
         kafka.up();
         assert_eq!(states(&readiness).external_api, ComponentStatus::Healthy);
         store.down("test");

@@ -22,7 +22,7 @@ pub async fn open(config: &Config, catalogue: &Catalogue) -> Result<Vec<Arc<dyn 
     for broker in Broker::ALL {
         logs.push(match (config.broker_mode(broker), broker) {
             (BrokerMode::Embedded, _) => {
-                let topology = EmbeddedTopology::from_catalogue(catalogue, Vec::new());
+                let topology = EmbeddedTopology::from_catalogue(catalogue, durable());
                 Arc::new(EmbeddedLog::new(&config.data.dir.join("brokers.db"), broker, &topology))
             }
             (BrokerMode::External, Broker::Rabbitmq) => {

@@ -128,19 +128,69 @@ impl Keeper {
             }
             // One instance does it for all.
             let duty = Duty { name: "retention", lease: self.interval * 2 };
-            match self.store.take_duty(duty).await {
-                Ok(true) => {}
-                Ok(false) => continue,
-                Err(error) => {
-                    tracing::warn!(%error, "who deletes old rows cannot be found out; next try in a while");
-                    continue;
-                }
+            if !duty.is_ours(&*self.store).await {
+                continue;
             }
             match self.retention.run(&*self.store, false, &stop, Some(&self.metrics)).await {
                 Ok(deleted) if deleted.is_empty() => {}
                 Ok(deleted) => tracing::info!(?deleted, "old rows deleted"),
                 Err(error) => tracing::warn!(%error, "old rows cannot be deleted; next try in a while"),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    const MINUTES: Prunable = Prunable::TimedModel(MINUTE_MODEL);
+    /// The longest that a built-in topic keeps anything: audit-trail.
+    const LOGS: Duration = Duration::from_secs(90 * DAY.as_secs());
+
+    /// How long each kind is kept under these settings, in the order of deletion.
+    fn kept(set: &[(&str, &str)]) -> Vec<(Prunable, Duration)> {
+        let config = Config::defaults_in(Path::new("/nowhere/gw"), set).unwrap();
+        Retention::new(&config, &Catalogue::load(&[]).unwrap()).keep
+    }
+
+    #[test]
+    fn each_setting_is_the_age_of_the_kind_it_names() {
+        let kept = kept(&[
+            ("retention.keep", "100d"),
+            ("retention.audit", "200d"),
+            ("retention.aggregates", "300d"),
+            ("idempotency.keep", "40d"),
+        ]);
+        let wanted = [
+            (Prunable::Jobs, 100 * DAY),
+            (Prunable::Events, 100 * DAY),
+            (Prunable::Inbox, 100 * DAY),
+            (Prunable::Audit, 200 * DAY),
+            (MINUTES, 300 * DAY),
+            (Prunable::Idempotency, 40 * DAY),
+        ];
+        assert_eq!(kept, wanted);
+    }
+
+    #[test]
+    fn what_has_no_age_of_its_own_is_kept_like_the_rest() {
+        let kept = kept(&[("retention.keep", "100d")]);
+        for kind in [Prunable::Audit, MINUTES] {
+            assert!(kept.contains(&(kind, 100 * DAY)), "{kept:?}");
+        }
+        assert!(kept.contains(&(Prunable::Idempotency, DAY)), "{kept:?}");
+    }
+
+    #[test]
+    fn the_inbox_is_kept_a_day_longer_than_the_logs_at_least() {
+        for (keep, inbox) in [("1h", LOGS + DAY), ("90d", LOGS + DAY), ("2185h", LOGS + DAY + HOUR)] {
+            let kept = kept(&[("retention.keep", keep)]);
+            assert!(kept.contains(&(Prunable::Inbox, inbox)), "{keep}: {kept:?}");
         }
     }
 }

@@ -59,6 +59,8 @@ pub struct LogRecord {
 pub struct QueueDepth {
     pub name: Arc<str>,
     pub messages: u64,
+    /// Readers that may hold others, which are not counted.
+    pub holders: u64,
 }
 
 /// Reads what one broker holds.

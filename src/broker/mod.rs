@@ -64,6 +64,10 @@ pub enum PublishError {
     /// This message failed, others may pass: its key waits and is tried again.
     #[error("transient: {0}")]
     Transient(String),
+    /// It is on its way and takes long. Published again, it is not sent again: the answer is what
+    /// has become of it by then. Others may pass, unless `down` says why they need not try.
+    #[error("not confirmed yet{}", .down.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
+    Unsettled { down: Option<String> },
     /// The broker cannot be reached: the lane waits.
     #[error("broker down: {0}")]
     Down(String),

@@ -14,7 +14,7 @@ use super::output::{Format, plain, print, print_json, table};
 use crate::app::{DataDirLock, LockError, open_logs, open_store_as_found};
 use crate::config::{Config, StoreUrl};
 use crate::domain::factory::EventFactory;
-use crate::ops::reconcile::{BrokerReport, Finding, Progress, ReconcileOptions, Report, reconcile};
+use crate::ops::reconcile::{BrokerReport, ConsumerReport, Finding, Progress, ReconcileOptions, Report, reconcile};
 
 const REDRAWS: Duration = Duration::from_millis(100);
 
@@ -23,20 +23,32 @@ const REDRAWS: Duration = Duration::from_millis(100);
 Reads only, unless --reopen is given, and never changes the schema; a gateway may run
 meanwhile. What is found, by broker:
   missing       confirmed, but not there, and not explained by retention or consumption
-  out of order  its first message comes after that of a later event of the same aggregate
+  out of order  its first message comes before that of an earlier event of the same aggregate,
+                or a consumer has handled it before an earlier one
   unknown       a message whose event was never committed
   unreadable    a message without a readable envelope
   waiting       not published yet (dead letters are counted, and fine)
   duplicates    more than one message of an event; consumers drop the repeats
 
-What cannot be known: RabbitMQ's queues cannot be read without consuming them, so only the
-ledger's confirms and the queues' depths are shown. A message that was handed to its work
-queue's consumer counts as consumed. Needs about 200 bytes of temporary disk (TMPDIR) for
-each event of the broker with the most; memory stays below 200 MB.
+How, by broker:
+  kafka         reads every record
+  nats          reads every message. A command to run a job that has left its work queue must
+                have been claimed in the store, or be a dead letter; one for our own runner may
+                also wait there as a job (unclaimed). Commands of other domains count as
+                consumed once they, or later ones, were handed to a consumer
+  rabbitmq      queues cannot be read without consuming them. What each consumer of ours has
+                (inbox, backlog, dead letters) is compared with what was confirmed; what its
+                queue may still have, or the consumer in hand, is on the way and not missing:
+                a queue counts as empty when it was so for 5s, or for --wait while it is being
+                read. Repeats are not seen, nor what became of messages in queues of others
+  embedded      reads every record, and compares consumers of queues, too
+Needs about 300 bytes of temporary disk (TMPDIR) for each event of the broker with the most;
+memory stays below 200 MB.
 
---reopen has gateways publish again what a log (Kafka, JetStream with limits) has lost: it comes
-behind what is there, in the order of its commits. Not what a work queue has lost. On SQLite the
-gateway must be stopped first.
+--reopen has gateways publish again what a log (Kafka, JetStream with limits) has lost, or what a
+consumer of ours never got of RabbitMQ: it comes behind what is there, in the order of its commits.
+Consumers drop what they have handled. Not what a work queue has lost. On SQLite the gateway must
+be stopped first.
 
 Exit code 0: nothing missing, out of order, unknown, unreadable or waiting. 1: something is,
 or it could not be read.
@@ -46,13 +58,13 @@ Examples:
   event-gateway reconcile --wait 2m --output json
   event-gateway reconcile --reopen")]
 pub struct Reconcile {
-    /// How long legs that are open at the beginning may take.
+    /// How long legs that are open at the beginning may take, and then what consumers have in hand.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
     wait: Duration,
     /// Duplicates count as a fault, too.
     #[arg(long)]
     strict: bool,
-    /// Open the legs again of what logs have lost, so that gateways publish it again.
+    /// Open the legs again of what was lost, so that gateways publish it again.
     #[arg(long)]
     reopen: bool,
     /// How many findings of each kind are listed.
@@ -136,6 +148,18 @@ fn text(report: &Report, clean: bool) -> String {
         for queue in &broker.queues {
             let _ = writeln!(text, "{} queue {}: {} messages", broker.broker, plain(&queue.name), queue.messages);
         }
+        for ConsumerReport { name, handled, backlog, dead, on_the_way, missing, .. } in &broker.consumers {
+            let _ = writeln!(
+                text,
+                "{} consumer {name}: {handled} handled, {backlog} in its backlog, {dead} dead, \
+                 {on_the_way} on the way, {missing} missing",
+                broker.broker
+            );
+        }
+        if broker.unclaimed > 0 {
+            let (broker, jobs) = (broker.broker, broker.unclaimed);
+            let _ = writeln!(text, "{broker}: {jobs} commands are unclaimed; the runner finds their jobs in the store");
+        }
         match (broker.lost, broker.reopened) {
             (0, _) => {}
             (lost, 0) => {
@@ -161,15 +185,17 @@ fn text(report: &Report, clean: bool) -> String {
 
 fn row(broker: &BrokerReport) -> Vec<String> {
     // What was not looked at is not zero.
-    let read = |count: u64| if broker.compared { count.to_string() } else { "-".to_owned() };
+    let told = |is: bool, count: u64| if is { count.to_string() } else { "-".to_owned() };
+    let read = |count| told(broker.compared, count);
+    let judged = |count| told(broker.compared || !broker.consumers.is_empty(), count);
     vec![
         broker.broker.to_string(),
         broker.legs.done.to_string(),
         broker.waiting.count.to_string(),
         broker.legs.dead.to_string(),
         read(broker.messages),
-        read(broker.missing.count),
-        read(broker.out_of_order.count),
+        judged(broker.missing.count),
+        judged(broker.out_of_order.count),
         read(broker.unknown.count),
         read(broker.unreadable.count),
         read(broker.duplicates.count),
@@ -179,7 +205,7 @@ fn row(broker: &BrokerReport) -> Vec<String> {
 }
 
 fn line(finding: &Finding) -> String {
-    let Finding { event_id, event_type, key, sequence, position, why } = finding;
+    let Finding { event_id, event_type, key, sequence, position, why, consumer: _ } = finding;
     let mut parts: Vec<String> = Vec::new();
     parts.extend(event_id.map(|id| id.to_string()));
     parts.extend(event_type.clone());

@@ -17,10 +17,11 @@ use crate::domain::catalogue::Catalogue;
 
 #[derive(Subcommand)]
 pub enum Topology {
-    /// Declare what is missing; what is there is compared, never changed.
+    /// Declare what is missing; what is there is compared and not changed.
     #[command(after_help = "\
 A gateway does the same when it starts, so this is for those who prepare brokers beforehand, or
-with other credentials. Schemas are registered, too, unless kafka.register_schemas is off.
+with other credentials. Schemas are registered, too, unless kafka.register_schemas is off. Times and bounds
+of JetStream's consumers and the compatibility level of our subjects in the registry are set.
 
 Exit codes: 0 everything is there, 1 something is there with other properties, 64 wrong
 configuration or catalogue, 69 a broker does not answer.")]

@@ -248,12 +248,10 @@ impl Drain {
         quarantine::claim(consumer, &letter.delivery, &format!("{why}; {}", history(letter)))
     }
 
-    /// What the store refuses as it is: its bytes alone.
+    /// What the store refuses as it is.
     async fn quarantine(&self, letter: &DeadLetter, consumer: &str, why: &str) -> Result<(), Paused> {
-        let mut bare = letter.delivery.clone();
-        bare.headers = Err(why.to_owned());
-        let delivery = Some(quarantine::claim(consumer, &bare, why));
-        let unit = Unit { delivery, ..Unit::default() };
+        let bare = quarantine::bare(consumer, &letter.delivery, &format!("{why}; {}", history(letter)));
+        let unit = Unit { delivery: Some(bare), ..Unit::default() };
         self.parts.committer.background(unit).await.map(drop).map_err(|error| Paused(error.to_string()))
     }
 }

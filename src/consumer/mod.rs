@@ -8,6 +8,7 @@
 pub mod audit;
 pub mod dead_letter;
 pub mod declaration;
+mod lag;
 pub mod live;
 pub mod metrics;
 pub mod orchestrator;
@@ -32,7 +33,7 @@ use crate::service::EventService;
 use crate::store::{DeliveryClaim, Effect, JobWrite, StoredMessage, Verdict};
 
 pub use quarantine::Quarantine;
-pub use runtime::{ConsumerParts, ConsumerTasks, Drained, spawn};
+pub use runtime::{ConsumerParts, ConsumerTasks, Drained, PREFETCH, spawn};
 
 /// Every consumer that leaves effects.
 pub const ALL: [Consumer; 3] = [

@@ -107,18 +107,13 @@ impl Search {
         let mut progress = BTreeMap::new();
         while !stop.is_cancelled() {
             let mut behind = false;
-            match self.parts.store.take_duty(DUTY).await {
-                Ok(true) => {
-                    for owed in &owed {
-                        behind |= self.look(owed, &mut progress, &stop).await;
-                    }
+            if DUTY.is_ours(&*self.parts.store).await {
+                for owed in &owed {
+                    behind |= self.look(owed, &mut progress, &stop).await;
                 }
+            } else {
                 // Whoever does it goes on from what the store remembers.
-                Ok(false) => progress.clear(),
-                Err(error) => {
-                    progress.clear();
-                    tracing::warn!(%error, "who looks for overdue events cannot be found out; next try in a while");
-                }
+                progress.clear();
             }
             if !behind {
                 stop.run_until_cancelled(tokio::time::sleep(round)).await;

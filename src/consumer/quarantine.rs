@@ -7,7 +7,7 @@ use sha2::Digest;
 use crate::broker::Delivery;
 use crate::domain::{Id, Timestamp};
 use crate::service::committer::{CommitError, Committer};
-use crate::store::{DeliveryClaim, Unit, Verdict};
+use crate::store::{DeliveryClaim, StoredMessage, Unit, Verdict};
 use crate::telemetry::Metrics;
 use crate::telemetry::facts::DeadLettered;
 
@@ -33,10 +33,9 @@ impl Quarantine {
         for (((delivery, why), claim), result) in letters.iter().zip(claims).zip(results) {
             match result {
                 Ok(_) => {}
-                // Not as it is: without headers, which nobody could read, and with the store's words.
                 Err(CommitError::Refused(refusal)) => {
-                    let bare = Delivery { headers: Err(refusal.clone()), ..delivery.clone() };
-                    self.committer.background(unit(&self.letter(&bare, &refusal))).await?;
+                    let bare = bare(self.consumer, delivery, &format!("{why}; {refusal}"));
+                    self.committer.background(unit(&bare)).await?;
                 }
                 Err(error) => return Err(error),
             }
@@ -76,11 +75,24 @@ pub(super) fn claim(consumer: &str, delivery: &Delivery, why: &str) -> DeliveryC
     }
 }
 
+/// As [`claim`], of a delivery that the store refuses with its headers: they are told in the reason,
+/// where any text can be kept.
+pub(super) fn bare(consumer: &str, delivery: &Delivery, why: &str) -> DeliveryClaim {
+    let headers = delivery.headers.as_ref().ok().and_then(|headers| serde_json::to_string(&**headers).ok());
+    let why = headers.map_or_else(|| why.to_owned(), |headers| format!("{why}; its headers: {headers}"));
+    let claim = claim(consumer, delivery, &why);
+    let message = claim.message.map(|message| StoredMessage { headers: None, ..message });
+    DeliveryClaim { message, ..claim }
+}
+
 /// The same bytes at the same place are the same row, however often they come. RabbitMQ's
-/// positions have no number: there, the same bytes by the same key are.
+/// positions have no number: there, the same bytes by the same key are, of the same event if they say which.
 fn id(consumer: &str, delivery: &Delivery) -> Id {
     let mut digest = sha2::Sha256::new();
     digest.update(format!("{consumer}\n{}\n{}\n", delivery.position, delivery.key));
+    if let Ok(headers) = &delivery.headers {
+        digest.update(headers.event_id.0);
+    }
     digest.update(&delivery.body);
     let digest = digest.finalize();
     let mut bytes = [0; 16];

@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use super::lag::Lag;
 use super::sweeper::Sweeper;
 use super::{Declaration, Effects, Handler, HandlerError, Message, quarantine};
 use crate::broker::{AckToken, Delivery, Inbound, Subscriber, Subscription, SubscriptionLost};
@@ -23,7 +24,8 @@ use crate::telemetry::metrics::{ConsumerMetrics, FailureClass};
 
 /// Messages handled and committed together.
 const BATCH: usize = 256;
-const PREFETCH: usize = 1_024;
+/// Messages that a consumer has in hand at most.
+pub const PREFETCH: usize = 1_024;
 /// A batch that was not full and took longer than this is followed by a rest half as long as it took:
 /// on a machine that is short of processors batches become fuller, and cost less a message.
 const BRISK: Duration = Duration::from_millis(25);
@@ -105,12 +107,13 @@ pub(super) struct Processor {
 }
 
 /// A message with what the backlog needs to know about it.
-pub(super) struct Work {
+pub(super) struct Work<'d> {
     pub message: Message,
     pub stored: StoredMessage,
     /// Attempts before this one.
     pub attempts: u32,
-    pub from_backlog: bool,
+    /// As it came; `None` from the backlog.
+    pub delivery: Option<&'d Delivery>,
 }
 
 /// Everybody's need is away: try the same again later.
@@ -119,7 +122,7 @@ pub(super) struct Paused(pub String);
 
 impl Processor {
     /// Handles and commits. Messages of one key must be in order.
-    pub async fn process(&self, work: Vec<Work>) -> Result<(), Paused> {
+    pub async fn process(&self, work: Vec<Work<'_>>) -> Result<(), Paused> {
         if work.is_empty() {
             return Ok(());
         }
@@ -153,7 +156,12 @@ impl Processor {
         Ok(())
     }
 
-    fn unit(&self, work: &Work, result: Result<Effects, HandlerError>, failed_keys: &mut HashSet<Arc<str>>) -> Unit {
+    fn unit(
+        &self,
+        work: &Work<'_>,
+        result: Result<Effects, HandlerError>,
+        failed_keys: &mut HashSet<Arc<str>>,
+    ) -> Unit {
         let now = Timestamp::now();
         let Message { event_type, headers, .. } = &work.message;
         let (ordered, key) = (self.declaration.orders(event_type), self.declaration.key(event_type, headers));
@@ -175,14 +183,14 @@ impl Processor {
         }
     }
 
-    fn claim(&self, work: &Work, key: Arc<str>, verdict: Verdict, at: Timestamp) -> DeliveryClaim {
+    fn claim(&self, work: &Work<'_>, key: Arc<str>, verdict: Verdict, at: Timestamp) -> DeliveryClaim {
         DeliveryClaim {
             consumer: self.declaration.name.into(),
             event_id: work.message.headers.event_id,
             key,
             sequence: work.message.headers.sequence,
             ordered: self.declaration.orders(&work.message.event_type),
-            from_backlog: work.from_backlog,
+            from_backlog: work.delivery.is_none(),
             verdict,
             message: Some(work.stored.clone()),
             at,
@@ -190,7 +198,7 @@ impl Processor {
     }
 
     /// Counts the attempt: another one later, or none.
-    fn failed(&self, work: &Work, key: &Arc<str>, error: &HandlerError, now: Timestamp) -> Verdict {
+    fn failed(&self, work: &Work<'_>, key: &Arc<str>, error: &HandlerError, now: Timestamp) -> Verdict {
         let attempts = work.attempts + 1;
         let event_id = Some(work.message.headers.event_id);
         let permanent = matches!(error, HandlerError::Permanent(_));
@@ -206,14 +214,27 @@ impl Processor {
     }
 
     /// Effects that can never be written: keeps the message as a dead letter without them.
-    async fn bury(&self, work: &Work, why: String) -> Result<(), Paused> {
+    async fn bury(&self, work: &Work<'_>, why: String) -> Result<(), Paused> {
+        let consumer = self.declaration.name;
         let key = self.declaration.key(&work.message.event_type, &work.message.headers);
+        let verdict = Verdict::Failed { error: why.clone(), attempts: 1, retry_at: None };
+        let mut letter = self.claim(work, key, verdict, Timestamp::now());
+        let mut kept = self.keep(&letter).await;
+        // Its key comes from its headers and may itself be what the store refuses. What comes from the
+        // backlog has been stored under its key before.
+        if let (Err(CommitError::Refused(_)), Some(delivery)) = (&kept, work.delivery) {
+            letter = quarantine::bare(consumer, delivery, &why);
+            kept = self.keep(&letter).await;
+        }
+        kept.map_err(|error| Paused(error.to_string()))?;
         let event_id = Some(work.message.headers.event_id);
-        DeadLettered { consumer: self.declaration.name, key: &key, event_id, attempts: 1, error: &why }
-            .record(&self.metrics);
-        let verdict = Verdict::Failed { error: why, attempts: 1, retry_at: None };
-        let unit = Unit { delivery: Some(self.claim(work, key, verdict, Timestamp::now())), ..Unit::default() };
-        self.parts.committer.background(unit).await.map(|_| ()).map_err(|error| Paused(error.to_string()))
+        DeadLettered { consumer, key: &letter.key, event_id, attempts: 1, error: &why }.record(&self.metrics);
+        Ok(())
+    }
+
+    async fn keep(&self, letter: &DeliveryClaim) -> Result<(), CommitError> {
+        let unit = Unit { delivery: Some(letter.clone()), ..Unit::default() };
+        self.parts.committer.background(unit).await.map(drop)
     }
 
     /// Keeps what cannot be read, with position and reason, so that nothing is lost.
@@ -226,9 +247,8 @@ impl Processor {
             error: why,
         }
         .record(&self.metrics);
-        let claim = quarantine::claim(self.declaration.name, delivery, why);
-        let unit = Unit { delivery: Some(claim), ..Unit::default() };
-        self.parts.committer.background(unit).await.map(|_| ()).map_err(|error| Paused(error.to_string()))
+        let letter = quarantine::claim(self.declaration.name, delivery, why);
+        self.keep(&letter).await.map_err(|error| Paused(error.to_string()))
     }
 }
 
@@ -278,7 +298,7 @@ impl Reader {
             prefetch: PREFETCH,
             ack_wait: Duration::from_secs(30),
         };
-        let mut delay = Duration::from_millis(100);
+        let (mut delay, mut behind) = (Duration::from_millis(100), Lag::default());
         while !stop.is_cancelled() {
             let inbound = tokio::select! {
                 () = stop.cancelled() => return,
@@ -287,7 +307,7 @@ impl Reader {
             match inbound {
                 Ok(inbound) => {
                     delay = Duration::from_millis(100);
-                    self.read(inbound, &stop).await;
+                    self.read(inbound, &mut behind, &stop).await;
                 }
                 Err(error) => {
                     tracing::warn!(consumer = name, %error, "cannot subscribe; trying again");
@@ -302,9 +322,9 @@ impl Reader {
     }
 
     /// Reads until the subscription breaks or `stop`.
-    async fn read(&self, mut inbound: Box<dyn Inbound>, stop: &CancellationToken) {
+    async fn read(&self, mut inbound: Box<dyn Inbound>, behind: &mut Lag, stop: &CancellationToken) {
         let mut owed = Owed::default();
-        let mut ended = self.serve(&mut *inbound, &mut owed, stop).await;
+        let mut ended = self.serve(&mut *inbound, &mut owed, behind, stop).await;
         if ended.is_ok() {
             ended = owed.pay(&mut *inbound).await;
         }
@@ -319,6 +339,7 @@ impl Reader {
         &self,
         inbound: &mut dyn Inbound,
         owed: &mut Owed,
+        behind: &mut Lag,
         stop: &CancellationToken,
     ) -> Result<(), SubscriptionLost> {
         let mut lag = tokio::time::interval(LAG_EVERY);
@@ -337,18 +358,20 @@ impl Reader {
                 }
                 _ = lag.tick() => {
                     owed.pay(inbound).await?;
-                    self.look_at_lag(inbound).await;
+                    self.look_at_lag(inbound, behind).await;
                     continue;
                 }
                 batch = next => batch?,
             };
             let started = Instant::now();
             let mut delay = Duration::from_millis(100);
-            let made = oldest(&batch);
-            self.shows_late(made);
+            if let Some(made) = oldest(&batch) {
+                behind.in_hand(made);
+            }
+            self.shows(behind);
             // While the store is away nothing is acknowledged and nothing more is read.
             while let Err(Paused(why)) = self.handle(&batch).await {
-                self.shows_late(made);
+                self.shows(behind);
                 tracing::warn!(consumer = self.processor.declaration.name, why, "paused");
                 tokio::select! {
                     () = stop.cancelled() => return Ok(()),
@@ -364,22 +387,22 @@ impl Reader {
         }
     }
 
-    async fn look_at_lag(&self, inbound: &mut dyn Inbound) {
+    async fn look_at_lag(&self, inbound: &mut dyn Inbound, behind: &mut Lag) {
         let asked = Timestamp::now();
         let Some(lag) = inbound.lag().await else { return };
         if lag == 0 {
             self.drained.note(asked.plus_ms(-LAG_AGE_MS));
-            self.processor.metrics.lag_seconds.set(0.0);
         }
+        behind.told(lag, asked);
         self.processor.metrics.lag_messages.set(i64::try_from(lag).unwrap_or(i64::MAX));
+        match lag {
+            0 => self.processor.metrics.lag_seconds.set(0.0),
+            _ => self.shows(behind),
+        }
     }
 
-    /// What is handled now was made then.
-    fn shows_late(&self, made: Option<Timestamp>) {
-        if let Some(made) = made {
-            let ms = Timestamp::now().ms_since(made).max(0);
-            self.processor.metrics.lag_seconds.set(ms as f64 / 1000.0);
-        }
+    fn shows(&self, behind: &Lag) {
+        self.processor.metrics.lag_seconds.set(behind.seconds(Timestamp::now()));
     }
 
     async fn handle(&self, batch: &[Delivery]) -> Result<(), Paused> {
@@ -408,7 +431,7 @@ impl Reader {
                 },
                 stored: super::as_it_came(delivery),
                 attempts: 0,
-                from_backlog: false,
+                delivery: Some(delivery),
             });
         }
         self.processor.process(work).await

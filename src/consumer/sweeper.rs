@@ -68,7 +68,7 @@ impl Sweeper {
         }
     }
 
-    fn work(&self, row: BacklogRow) -> Option<Work> {
+    fn work(&self, row: BacklogRow) -> Option<Work<'static>> {
         let Some(headers) = row.message.headers.clone() else {
             tracing::error!(event_id = %row.event_id, "a backlog row has unreadable headers");
             return None;
@@ -78,7 +78,7 @@ impl Sweeper {
             message: Message { headers, event_type, encoding: row.message.encoding, body: row.message.body.clone() },
             stored: row.message,
             attempts: row.attempts,
-            from_backlog: true,
+            delivery: None,
         })
     }
 }

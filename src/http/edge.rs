@@ -56,7 +56,7 @@ pub async fn edge(State(edge): State<Arc<Edge>>, mut request: Request, next: Nex
     };
 
     if response.status().is_client_error() || response.status().is_server_error() {
-        response = refuse(&edge.metrics, response, &request_id, &method, &uri, started);
+        response = refuse(&edge.metrics, response, &request_id, (&method, repeatable), &uri, started);
     } else {
         tracing::debug!(
             %method,
@@ -132,12 +132,12 @@ fn refuse(
     metrics: &Metrics,
     response: Response,
     request_id: &HeaderValue,
-    method: &Method,
+    (method, repeatable): (&Method, bool),
     uri: &Uri,
     started: Instant,
 ) -> Response {
     let (mut parts, _) = response.into_parts();
-    let problem = parts.extensions.remove::<Problem>().unwrap_or_else(|| {
+    let mut problem = parts.extensions.remove::<Problem>().unwrap_or_else(|| {
         let problem = Problem::of_status(parts.status);
         let mut own = problem.clone().into_response();
         own.headers_mut().extend(std::mem::take(&mut parts.headers).into_iter().filter_map(|(name, value)| {
@@ -147,6 +147,9 @@ fn refuse(
         parts = own.into_parts().0;
         problem
     });
+    if problem.kind == Kind::OutcomeUnknown {
+        problem = problem.retry_safe(repeatable);
+    }
     let request_id = request_id.to_str().unwrap_or_default();
     let body = problem.encode(uri.path(), request_id);
     metrics.rejected[problem.rejected()].inc();

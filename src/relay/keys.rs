@@ -23,13 +23,15 @@ pub(super) struct Waiting {
     pub attempts: u32,
     /// The one before it may be another owner's: the store says when that is out.
     pub asks: bool,
+    /// It was sent, and the broker takes long to confirm it.
+    pub underway: bool,
 }
 
 impl Waiting {
     pub fn new(outgoing: Outgoing, attempts: u32) -> Self {
         let event = &outgoing.event;
         let asks = event.origin.follows_other && event.event_type.order == Order::Aggregate;
-        Self { outgoing, attempts, asks }
+        Self { outgoing, attempts, asks, underway: false }
     }
 
     pub fn key(&self) -> Option<Key> {
@@ -48,7 +50,10 @@ pub(super) struct Keys {
     busy: HashMap<Key, VecDeque<Waiting>>,
     /// Keys behind a dead leg: nothing goes out until it is redriven.
     dead: HashSet<Key>,
-    /// Those that failed or wait for another owner, and when to try again. Few: not sorted.
+    /// Keys whose later events are left to the store, and whether one of them is free.
+    aside: HashSet<Key>,
+    owes: bool,
+    /// Those that failed, are under way or wait for another owner, and when to try again. Not sorted.
     later: Vec<(tokio::time::Instant, Waiting)>,
     held: Held,
 }
@@ -77,8 +82,8 @@ impl Keys {
     /// Takes an event in, in commit order.
     pub fn add(&mut self, waiting: Waiting) {
         if let Some(key) = waiting.key() {
-            if self.dead.contains(&key) {
-                // Stays pending in the store; a redrive reads it from there.
+            if self.dead.contains(&key) || self.aside.contains(&key) {
+                // Stays pending in the store, and is read from there: after a redrive, or when the key is free.
                 return;
             }
             self.came(&waiting);
@@ -128,6 +133,7 @@ impl Keys {
     /// Its leg is settled: the key's next event is ready.
     pub fn settled(&mut self, waiting: &Waiting) {
         let Some(key) = waiting.key() else { return };
+        self.owes |= self.aside.contains(&key);
         if let Some(queue) = self.busy.get_mut(&key) {
             match queue.pop_front() {
                 Some(next) => self.ready.push_back(next),
@@ -145,7 +151,7 @@ impl Keys {
         }
     }
 
-    /// It failed, or it is not its turn: tried again at `at`; its key waits.
+    /// It failed, takes long, or it is not its turn: tried again at `at`; its key waits.
     pub fn try_later(&mut self, waiting: Waiting, at: tokio::time::Instant) {
         self.came(&waiting);
         self.later.push((at, waiting));
@@ -157,6 +163,41 @@ impl Keys {
             self.came(&waiting);
             self.ready.push_front(waiting);
         }
+    }
+
+    /// Takes those that were sent and are not confirmed.
+    pub fn underway(&mut self) -> Vec<Waiting> {
+        let (late, later): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.later).into_iter().partition(|(_, waiting)| waiting.underway);
+        let (again, ready): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut self.ready).into_iter().partition(|waiting| waiting.underway);
+        (self.later, self.ready) = (later, ready);
+        let underway: Vec<Waiting> = late.into_iter().map(|(_, waiting)| waiting).chain(again).collect();
+        underway.iter().for_each(|waiting| self.went(waiting));
+        underway
+    }
+
+    /// Leaves to the store what is behind those that are tried later: it only takes the room of keys
+    /// that could go on. It has to be read again once a key is free: [`Keys::owes`].
+    pub fn make_room(&mut self) {
+        for index in 0..self.later.len() {
+            let Some(key) = self.later[index].1.key() else { continue };
+            let Some(behind) = self.busy.get_mut(&key) else { continue };
+            for waiting in std::mem::take(behind) {
+                self.went(&waiting);
+            }
+            self.aside.insert(key);
+        }
+    }
+
+    /// Those that are tried later.
+    pub fn later(&self) -> usize {
+        self.later.len()
+    }
+
+    /// Is there a key that is free by now and whose next events only the store has?
+    pub fn owes(&self) -> bool {
+        self.owes
     }
 
     /// Whether some wait for another owner.

@@ -21,6 +21,7 @@ use crate::domain::{Broker, Event, Timestamp};
 use crate::store::{BrokerEnd, LegMark, LegState, Store};
 use crate::telemetry::Metrics;
 use crate::telemetry::facts::{ComponentChanged, PublishFailed};
+use crate::telemetry::readiness::ComponentState;
 
 /// Where marks are committed: the committer's background share.
 #[async_trait]
@@ -62,6 +63,7 @@ pub(super) struct Lane {
     /// The furthest commit position taken in; `own`: of this owner's events.
     cursor: i64,
     own: i64,
+    started_over: Instant,
     /// When to look for what slipped through, and whether a leg was marked since.
     look_again: Instant,
     moved: bool,
@@ -94,6 +96,10 @@ fn next_page(page: u32, bytes: usize) -> u32 {
 }
 /// How often the store is asked whether another owner's event is out.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// How often the publisher is asked what has become of those that take long.
+const UNSETTLED: Duration = Duration::from_millis(250);
+/// Reading all again is dear: it serves all keys that have become free meanwhile.
+const AGAIN_AT_MOST: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// Older than this, an open leg is not on its way to the lane any more.
 const OVERLOOKED_MS: i64 = 5_000;
@@ -111,6 +117,7 @@ impl Lane {
             generation: lease.generation,
             cursor: 0,
             own: 0,
+            started_over: Instant::now(),
             look_again: Instant::now() + LOOK_AGAIN,
             moved: false,
             marks: Vec::new(),
@@ -125,6 +132,9 @@ impl Lane {
     pub async fn run(mut self, stop: CancellationToken) {
         while !stop.is_cancelled() {
             self.follow_lease();
+            if self.keys.owes() && self.started_over.elapsed() > AGAIN_AT_MOST {
+                self.start_over();
+            }
             self.take_in().await;
             self.pace.lags(self.parts.inbox.must_read_store());
             let started = Instant::now();
@@ -132,16 +142,32 @@ impl Lane {
                 let window = self.keys.window(self.pace.window(), started);
                 let window = self.whose_turn_it_is(window).await;
                 if !window.is_empty() {
-                    self.publish(window).await;
+                    let telling = self.publish(window).await;
                     let took = started.elapsed();
                     self.flush_marks(&stop).await;
-                    self.pace.ended(started, took);
+                    if telling {
+                        self.pace.ended(started, took);
+                    }
                     continue;
                 }
             }
             self.idle(&stop).await;
         }
-        self.flush_marks(&stop).await;
+        self.settle(&stop).await;
+    }
+
+    /// What is under way is confirmed or has failed within the publisher's own time.
+    async fn settle(&mut self, stop: &CancellationToken) {
+        self.flush_marks(stop).await;
+        loop {
+            let underway = self.keys.underway();
+            if underway.is_empty() {
+                return;
+            }
+            self.publish(underway).await;
+            self.flush_marks(stop).await;
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
     }
 
     fn may_publish(&self, now: Instant) -> bool {
@@ -165,11 +191,12 @@ impl Lane {
         }
     }
 
-    /// Nothing is in flight here: what is held is pending in the store.
+    /// What is held is pending in the store; of what is under way the publisher knows.
     fn start_over(&mut self) {
         self.keys = Keys::default();
         self.cursor = 0;
         self.own = 0;
+        self.started_over = Instant::now();
         self.parts.inbox.distrust();
     }
 
@@ -231,6 +258,8 @@ impl Lane {
             None if self.keys.ready() > 0 => Some(self.paced()),
             None => self.keys.next_retry(),
         };
+        // Nothing goes out before the pace allows it.
+        let due = due.map(|due| due.max(self.paced()));
         // What arrives meanwhile goes with the window that is due.
         let paced = self.down.is_none() && self.keys.ready() > 0;
         let until = due.map_or(self.look_again, |due| due.min(self.look_again));
@@ -244,7 +273,11 @@ impl Lane {
 
     /// Fills up from the inbox or, when that has dropped something, from the store.
     async fn take_in(&mut self) {
-        let (most, held) = (self.parts.options.lane_capacity, self.keys.held());
+        let most = self.parts.options.lane_capacity;
+        if self.is_crowded() {
+            self.keys.make_room();
+        }
+        let held = self.keys.held();
         let room =
             Held { events: most.events.saturating_sub(held.events), bytes: most.bytes.saturating_sub(held.bytes) };
         if room.events == 0 || room.bytes == 0 {
@@ -256,9 +289,7 @@ impl Lane {
                 self.add(event, 0);
             }
         }
-        let held = self.keys.held();
-        let enough = held.events >= self.parts.options.window * 2 || held.bytes >= most.bytes / 2;
-        if !self.parts.inbox.must_read_store() || enough {
+        if !self.parts.inbox.must_read_store() || self.has_enough() {
             return;
         }
         // Order matters: trust first, then read. Whatever is committed in between is in
@@ -290,6 +321,21 @@ impl Lane {
         }
     }
 
+    /// So much is held that there is not much to win by reading the store.
+    fn has_enough(&self) -> bool {
+        let (most, held) = (self.parts.options.lane_capacity, self.keys.held());
+        // What is tried later leaves the others their share.
+        let free = held.events.saturating_sub(self.keys.later());
+        free >= self.parts.options.window * 2 || held.bytes >= most.bytes / 2
+    }
+
+    /// What waits behind keys that are tried later takes the room of the others.
+    fn is_crowded(&self) -> bool {
+        let (most, held) = (self.parts.options.lane_capacity, self.keys.held());
+        let full = held.events >= most.events / 2 || held.bytes >= most.bytes / 2;
+        self.keys.later() > 0 && (full || (self.parts.inbox.must_read_store() && self.has_enough()))
+    }
+
     fn outgoing(&self, event: Arc<Event>) -> Option<Outgoing> {
         let routes = event.event_type.routes(&event.aggregate_id, &event.payload.json);
         let route = routes.into_iter().find(|route| route.broker == self.parts.broker)?;
@@ -319,17 +365,27 @@ impl Lane {
         }
     }
 
-    async fn publish(&mut self, window: Vec<Waiting>) {
+    /// Returns whether it tells how long a window takes: what was sent before, is under way still, or
+    /// finds the broker away does not.
+    async fn publish(&mut self, window: Vec<Waiting>) -> bool {
         let outgoing: Vec<Outgoing> = window.iter().map(|waiting| waiting.outgoing.clone()).collect();
         let started = Instant::now();
         let results = self.parts.publisher.publish(&outgoing).await;
-        self.parts.metrics.publish_seconds[self.parts.broker].observe(started.elapsed().as_secs_f64());
+        let settled = |result: &Result<Position, PublishError>| {
+            !matches!(result, Err(PublishError::Unsettled { .. } | PublishError::Down(_)))
+        };
+        let telling = results.iter().all(settled) && !window.iter().any(|waiting| waiting.underway);
+        if telling {
+            self.parts.metrics.publish_seconds[self.parts.broker].observe(started.elapsed().as_secs_f64());
+        }
         debug_assert_eq!(results.len(), window.len());
         let now = Timestamp::now();
         let mut returned = Vec::new();
         let mut why_down = None;
         for (mut waiting, result) in window.into_iter().zip(results) {
-            waiting.attempts += 1;
+            waiting.underway = matches!(result, Err(PublishError::Unsettled { .. }));
+            // What is under way counts when it is settled.
+            waiting.attempts += u32::from(!waiting.underway);
             if let Err(error) = &result {
                 let event_id = waiting.outgoing.event.event_id;
                 PublishFailed { broker: self.parts.broker, event_id, error }.record(&self.parts.metrics);
@@ -356,10 +412,18 @@ impl Lane {
                     why_down = Some(why);
                     returned.push(waiting);
                 }
+                Err(PublishError::Unsettled { down: None }) => {
+                    self.keys.try_later(waiting, Instant::now() + UNSETTLED);
+                }
+                Err(PublishError::Unsettled { down: Some(why) }) => {
+                    why_down = Some(why);
+                    returned.push(waiting);
+                }
             }
         }
         self.keys.put_back(returned);
         self.set_down(why_down);
+        telling
     }
 
     /// Notes whether the broker answers, and when to try again if not.
@@ -369,10 +433,11 @@ impl Lane {
             (None, None) => {}
             (None, down @ Some(_)) => {
                 *down = None;
-                ComponentChanged { component, up: true, why: "confirms again" }.record(&self.parts.metrics);
+                ComponentChanged { component, state: ComponentState::Up, why: "confirms again" }
+                    .record(&self.parts.metrics);
             }
             (Some(why), None) => {
-                ComponentChanged { component, up: false, why: &why }.record(&self.parts.metrics);
+                ComponentChanged { component, state: ComponentState::Down, why: &why }.record(&self.parts.metrics);
                 self.down = Some(Down { tries: 1, until: Instant::now() + Duration::from_millis(250) });
             }
             (Some(_), Some(down)) => {

@@ -116,3 +116,51 @@ fn what_is_held_adds_up() {
     assert_eq!(keys.window(10, later).len(), 1);
     assert_eq!(keys.held(), Held::default());
 }
+
+#[test]
+fn what_waits_behind_a_slow_key_leaves_its_room_to_others() {
+    let catalogue = Catalogue::load(&[]).unwrap();
+    let mut keys = Keys::default();
+    for position in 1..=10 {
+        keys.add(waiting(event(&catalogue, "slow", position, 100)));
+    }
+    let mut window = keys.window(10, Instant::now());
+    let mut slow = window.remove(0);
+    slow.underway = true;
+    keys.try_later(slow, Instant::now());
+    assert_eq!((keys.held().events, keys.later()), (10, 1));
+
+    keys.make_room();
+    assert_eq!((keys.held().events, keys.later()), (1, 1), "the store has the others");
+    keys.add(waiting(event(&catalogue, "slow", 11, 100)));
+    keys.add(waiting(event(&catalogue, "quick", 12, 100)));
+    assert_eq!(keys.held().events, 2, "and what comes after them");
+
+    let window = keys.window(10, Instant::now());
+    let of = |waiting: &Waiting| waiting.outgoing.event.position;
+    assert_eq!(window.iter().map(of).collect::<Vec<_>>(), [1, 12]);
+    keys.settled(&window[1]);
+    assert!(!keys.owes(), "nothing was left to the store behind that one");
+    keys.settled(&window[0]);
+    assert!(keys.owes());
+    keys.add(waiting(event(&catalogue, "slow", 13, 100)));
+    assert_eq!(keys.held(), Held::default(), "not before those that only the store has");
+}
+
+#[test]
+fn what_is_under_way_is_found_wherever_it_waits() {
+    let catalogue = Catalogue::load(&[]).unwrap();
+    let mut keys = Keys::default();
+    for position in 1..=4 {
+        keys.add(waiting(event(&catalogue, &position.to_string(), position, 100)));
+    }
+    let mut window = keys.window(3, Instant::now());
+    window.iter_mut().take(2).for_each(|waiting| waiting.underway = true);
+    let returned = window.split_off(1);
+    keys.try_later(window.remove(0), Instant::now());
+    keys.put_back(returned);
+    let mut found: Vec<i64> = keys.underway().iter().map(|waiting| waiting.outgoing.event.position).collect();
+    found.sort_unstable();
+    assert_eq!(found, [1, 2]);
+    assert_eq!((keys.held().events, keys.ready(), keys.later()), (2, 2, 0));
+}

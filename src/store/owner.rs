@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use super::Store;
+
 /// This start of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Enrolment {
@@ -35,4 +37,20 @@ pub struct Duty {
     pub name: &'static str,
     /// Another may take it over when it was not asked for this long.
     pub lease: Duration,
+}
+
+/// A store that takes longer to say who has a duty is in no state for it.
+const ANSWER: Duration = Duration::from_secs(10);
+
+impl Duty {
+    /// Is it this instance that does it now? Not where the store does not say.
+    pub async fn is_ours(self, store: &dyn Store) -> bool {
+        let why = match tokio::time::timeout(ANSWER, store.take_duty(self)).await {
+            Ok(Ok(ours)) => return ours,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {}", humantime::format_duration(ANSWER)),
+        };
+        tracing::warn!(duty = self.name, why, "who does this for all cannot be found out; next try in a while");
+        false
+    }
 }

@@ -21,10 +21,11 @@ impl From<sqlx::Error> for StoreError {
                         | ErrorKind::NotNullViolation
                         | ErrorKind::CheckViolation
                 );
-                // PostgreSQL: 22 data exception, 23 integrity constraint violation.
+                // PostgreSQL: 22 data exception, 23 integrity constraint violation, 54 program limit exceeded
+                // (as by a text that is too long for an index).
                 let code = database.try_downcast_ref::<PgDatabaseError>().map_or("", |error| error.code());
                 match code {
-                    _ if constraint || code.starts_with("22") || code.starts_with("23") => {
+                    _ if constraint || ["22", "23", "54"].iter().any(|class| code.starts_with(class)) => {
                         Self::Data(error.to_string())
                     }
                     SERIALIZATION_FAILURE | DEADLOCK => Self::Conflict(error.to_string()),

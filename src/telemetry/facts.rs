@@ -4,6 +4,7 @@
 use std::fmt::Display;
 
 use super::metrics::{ConsumerMetrics, FailureClass, Metrics, PublishFailure, Resync};
+use super::readiness::ComponentState;
 use crate::broker::PublishError;
 use crate::domain::{Broker, Id, Timestamp};
 
@@ -18,8 +19,8 @@ impl PublishFailed<'_> {
     pub fn record(&self, metrics: &Metrics) {
         let Self { broker, event_id, error } = *self;
         let kind = match error {
-            // A copy that nobody takes is skipped by design.
-            PublishError::NoQueueBound => return,
+            // A copy that nobody takes is skipped by design; what is on its way has not failed.
+            PublishError::NoQueueBound | PublishError::Unsettled { .. } => return,
             PublishError::Permanent(_) => {
                 tracing::error!(%broker, %event_id, %error, "publish failed for good; the leg is dead");
                 PublishFailure::Permanent
@@ -104,22 +105,23 @@ impl Overdue<'_> {
     }
 }
 
-/// A component works again, or no longer does. Record changes only.
+/// A component works again, wholly or not, or no longer does. Record changes only.
 pub struct ComponentChanged<'a> {
     pub component: &'static str,
-    pub up: bool,
+    pub state: ComponentState,
     pub why: &'a str,
 }
 
 impl ComponentChanged<'_> {
     pub fn record(&self, metrics: &Metrics) {
-        let Self { component, up, why } = *self;
-        if up {
-            tracing::info!(component, why, "component is up");
-        } else {
-            tracing::warn!(component, why, "component is down");
+        let Self { component, state, why } = *self;
+        match state {
+            ComponentState::Up => tracing::info!(component, why, "component is up"),
+            ComponentState::Degraded => tracing::warn!(component, why, "component is degraded"),
+            ComponentState::Starting | ComponentState::Down => tracing::warn!(component, why, "component is down"),
         }
-        metrics.component_up(component).set(i64::from(up));
+        let works = matches!(state, ComponentState::Up | ComponentState::Degraded);
+        metrics.component_up(component).set(i64::from(works));
     }
 }
 

@@ -223,6 +223,7 @@ pub struct Metrics {
     /// From a POST's arrival to the arrival of a browser's ack for what it caused.
     pub submit_to_screen_seconds: Histogram,
     component_up: IntGaugeVec,
+    component_degraded: IntGaugeVec,
     consumers: ConsumerVecs,
 }
 
@@ -281,7 +282,10 @@ impl Metrics {
             dead_letters: build.gauges("dead_letters", "Deliveries given up and not redriven.", &[CONSUMER]),
             lag_messages: build.gauges("consumer_lag_messages", "Messages that are not settled.", &[CONSUMER]),
             lag_seconds: build.register(GaugeVec::new(
-                opts("consumer_lag_seconds", "Age of the oldest event that is being handled; 0 when there is none."),
+                opts(
+                    "consumer_lag_seconds",
+                    "Age that the oldest message that is not handled has at most; 0 when none waits.",
+                ),
                 &[CONSUMER],
             )),
         };
@@ -329,6 +333,11 @@ impl Metrics {
                 DELAY,
             ),
             component_up: build.gauges("component_up", "1 while a component works, else 0.", &["component"]),
+            component_degraded: build.gauges(
+                "component_degraded",
+                "1 while a component works, but not all of it, else 0; /api/v1/health/components says what.",
+                &["component"],
+            ),
             consumers,
             registry: build.registry,
         };
@@ -365,6 +374,11 @@ impl Metrics {
     /// Is `component` (a name fixed in the program) working?
     pub fn component_up(&self, component: &'static str) -> IntGauge {
         self.component_up.with_label_values(&[component])
+    }
+
+    /// Does `component` work, but not all of it?
+    pub fn component_degraded(&self, component: &'static str) -> IntGauge {
+        self.component_degraded.with_label_values(&[component])
     }
 
     /// Everything in the Prometheus text format (version 0.0.4).
@@ -434,6 +448,7 @@ mod tests {
         let metrics = Metrics::new();
         let consumer = metrics.consumer("orchestrator");
         metrics.component_up("store").set(1);
+        metrics.component_degraded("store").set(0);
         consumer.inbox_hits.inc();
         let text = metrics.render();
         for name in [
@@ -462,6 +477,7 @@ mod tests {
             "socket_resyncs_total{reason=\"slow_reader\"}",
             "submit_to_screen_seconds_bucket",
             "component_up{component=\"store\"} 1",
+            "component_degraded{component=\"store\"} 0",
             "build_info{version=",
         ] {
             assert!(text.contains(&format!("\nevent_gateway_{name}")), "{name} is missing in\n{text}");

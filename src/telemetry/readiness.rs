@@ -18,7 +18,18 @@ pub enum ComponentState {
     /// Has not worked yet since the gateway started.
     Starting,
     Up,
+    /// Works, but not all of it, or without what it would need to outlive the next fault.
+    Degraded,
     Down,
+}
+
+/// What a component says of itself. The reasons are shown to operators: no secrets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Up,
+    /// It works, but something of it should be looked at.
+    Degraded(String),
+    Down(String),
 }
 
 /// A component as `/health/components` and `/readyz` show it.
@@ -73,6 +84,7 @@ impl Readiness {
         }
         drop(components);
         self.metrics.component_up(name).set(0);
+        self.metrics.component_degraded(name).set(0);
         Latch { name, readiness: self.clone() }
     }
 
@@ -81,7 +93,7 @@ impl Readiness {
         self.components.lock().clone()
     }
 
-    /// The components that are not up, required or not.
+    /// The components that are not up, or not wholly, required or not.
     pub fn missing(&self) -> Vec<Component> {
         self.components.lock().iter().filter(|component| component.state != ComponentState::Up).cloned().collect()
     }
@@ -93,7 +105,8 @@ impl Readiness {
     /// [`Readiness::missing`]: `Err` when one of them holds readiness back.
     pub fn check(&self) -> Result<Vec<Component>, Vec<Component>> {
         let missing = self.missing();
-        if missing.iter().any(|component| component.required) { Err(missing) } else { Ok(missing) }
+        let holds_back = |component: &Component| component.required && component.state != ComponentState::Degraded;
+        if missing.iter().any(holds_back) { Err(missing) } else { Ok(missing) }
     }
 
     /// Says a change once: in the log, in the metric and here.
@@ -110,7 +123,8 @@ impl Readiness {
         component.since = Timestamp::now();
         why.clone_into(&mut component.why);
         drop(components);
-        ComponentChanged { component: name, up: state == ComponentState::Up, why }.record(&self.metrics);
+        ComponentChanged { component: name, state, why }.record(&self.metrics);
+        self.metrics.component_degraded(name).set(i64::from(state == ComponentState::Degraded));
     }
 }
 
@@ -127,6 +141,14 @@ impl Latch {
     /// The component works.
     pub fn up(&self) {
         self.readiness.change(self.name, ComponentState::Up, "");
+    }
+
+    pub fn set(&self, standing: &Standing) {
+        match standing {
+            Standing::Up => self.up(),
+            Standing::Degraded(why) => self.readiness.change(self.name, ComponentState::Degraded, why),
+            Standing::Down(why) => self.down(why),
+        }
     }
 
     /// The component does not work. `why` is shown to operators: no secrets.
@@ -173,6 +195,11 @@ mod tests {
         kafka.down("no broker answers");
         assert!(readiness.is_ready());
         assert_eq!(readiness.missing()[0].name, "kafka");
+        let store = readiness.latch("store");
+        store.set(&Standing::Degraded("one of two".into()));
+        assert_eq!(readiness.check().unwrap().len(), 2, "it works");
+        store.down("none of two");
+        assert!(!readiness.is_ready());
     }
 
     #[test]
@@ -194,7 +221,9 @@ mod tests {
         assert_eq!(metrics.component_up("store").get(), 0);
         latch.up();
         assert_eq!(metrics.component_up("store").get(), 1);
+        latch.set(&Standing::Degraded("half of it".into()));
+        assert_eq!((metrics.component_up("store").get(), metrics.component_degraded("store").get()), (1, 1));
         latch.down("gone");
-        assert_eq!(metrics.component_up("store").get(), 0);
+        assert_eq!((metrics.component_up("store").get(), metrics.component_degraded("store").get()), (0, 0));
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::fresh::World;
 use crate::program::{Ended, Program, THIS_VERSION};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -20,32 +21,49 @@ pub struct Gateway {
     /// What serves; clients are of this version.
     pub binary: PathBuf,
     child: Child,
+    /// Where it is alone on the brokers, if this run is on them; goes after the child has ended.
+    world: Option<World>,
 }
 
 impl Gateway {
-    /// Starts in an empty directory, in development mode.
+    /// Starts in an empty directory, in development mode: on brokers that nobody has used, if this
+    /// run is on them.
+    pub fn start_fresh(settings: &[&str]) -> Self {
+        Self::start_in(World::chosen(), Path::new(THIS_VERSION), settings)
+    }
+
+    /// As [`Gateway::start_fresh`], but on what the settings say.
     pub fn start(settings: &[&str]) -> Self {
         Self::start_as(Path::new(THIS_VERSION), settings)
     }
 
     /// As [`Gateway::start`], of another build.
     pub fn start_as(binary: &Path, settings: &[&str]) -> Self {
+        Self::start_in(None, binary, settings)
+    }
+
+    fn start_in(world: Option<World>, binary: &Path, settings: &[&str]) -> Self {
         let program = Program::new();
-        let (child, address) = serve(&program, binary, "127.0.0.1:0", settings);
-        Self { program, address, binary: binary.to_owned(), child }
+        let (child, address) = serve(&program, binary, "127.0.0.1:0", &beside(world.as_ref(), settings));
+        Self { program, address, binary: binary.to_owned(), child, world }
     }
 
     /// Kills it (SIGKILL) and starts it again on the same data and port.
     pub fn kill_and_restart(&mut self, settings: &[&str]) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        (self.child, self.address) = serve(&self.program, &self.binary, &self.address.to_string(), settings);
+        self.serve_again(settings);
     }
 
     /// Ends it (SIGTERM) and starts it again on the same data and port.
     pub fn restart(&mut self, settings: &[&str]) {
         assert!(self.halt().success());
-        (self.child, self.address) = serve(&self.program, &self.binary, &self.address.to_string(), settings);
+        self.serve_again(settings);
+    }
+
+    fn serve_again(&mut self, settings: &[&str]) {
+        let settings = beside(self.world.as_ref(), settings);
+        (self.child, self.address) = serve(&self.program, &self.binary, &self.address.to_string(), &settings);
     }
 
     /// E.g. SIGSTOP.
@@ -103,6 +121,11 @@ impl Drop for Gateway {
         self.child.kill().ok();
         self.child.wait().ok();
     }
+}
+
+/// What names its world, and more.
+fn beside<'a>(world: Option<&'a World>, more: &[&'a str]) -> Vec<&'a str> {
+    world.into_iter().flat_map(World::settings).chain(more.iter().copied()).collect()
 }
 
 fn serve(program: &Program, binary: &Path, listen: &str, settings: &[&str]) -> (Child, SocketAddr) {

@@ -6,7 +6,7 @@ const DATASET: &str = "alpha-cal/point-source-10ant.csv";
 
 #[test]
 fn a_job_is_submitted_watched_listed_and_found_in_the_ledger() {
-    let gateway = Gateway::start(&[]);
+    let gateway = Gateway::start_fresh(&[]);
     let submit = ["jobs", "submit", "--agent", "AlphaCal", "--dataset", DATASET, "--name", "first light", "--watch"];
     let ended = gateway.run(&submit);
     assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
@@ -48,7 +48,7 @@ fn a_job_is_submitted_watched_listed_and_found_in_the_ledger() {
 
 #[test]
 fn jobs_are_cancelled_and_failures_have_exit_codes() {
-    let gateway = Gateway::start(&[]);
+    let gateway = Gateway::start_fresh(&[]);
     let submit = |name: &str| {
         let ended = gateway.run(&["jobs", "submit", "--agent", "external", "--dataset", "anything", "--name", name]);
         assert_eq!(ended.code, 0, "{}", ended.stderr);
@@ -75,7 +75,7 @@ fn jobs_are_cancelled_and_failures_have_exit_codes() {
 
 #[test]
 fn a_key_makes_a_second_submission_the_same_job() {
-    let gateway = Gateway::start(&[]);
+    let gateway = Gateway::start_fresh(&[]);
     let submit = ["jobs", "submit", "--agent", "external", "--dataset", "d", "--idempotency-key", "k1"];
     let (first, second) = (gateway.run(&submit), gateway.run(&submit));
     assert_eq!((first.code, second.code), (0, 0), "{}", second.stderr);
@@ -85,7 +85,7 @@ fn a_key_makes_a_second_submission_the_same_job() {
 #[test]
 fn without_development_mode_a_token_is_needed() {
     let secret = "auth.jwt_secret=0123456789abcdef0123456789abcdef";
-    let gateway = Gateway::start(&[secret]);
+    let gateway = Gateway::start_fresh(&[secret]);
     let refused = gateway.run(&["jobs", "list"]);
     assert_eq!(refused.code, 77);
     assert!(refused.stderr.contains("not in development mode"), "{}", refused.stderr);
@@ -97,7 +97,7 @@ fn without_development_mode_a_token_is_needed() {
 
 #[test]
 fn a_second_gateway_on_the_same_data_is_refused() {
-    let gateway = Gateway::start(&[]);
+    let gateway = Gateway::start_fresh(&[]);
     let second = gateway.program.run(&["serve", "--listen", "127.0.0.1:0"]);
     assert_eq!(second.code, 1);
     assert!(second.stderr.contains("used by another gateway"), "{}", second.stderr);

@@ -1,8 +1,12 @@
-//! The command line as a user meets it: the real binary, its output and exit codes.
+//! The command line as a user meets it: the real binary, its output and exit codes. Where commands talk
+//! to a gateway, that runs on the embedded default, and on real brokers with `EVENT_GATEWAY_TEST_ON=brokers`.
 
 mod configuration;
 #[path = "../support/environment.rs"]
 mod environment;
+#[path = "../support/fresh.rs"]
+#[expect(dead_code, reason = "other tests use the rest of it")]
+mod fresh;
 #[expect(dead_code, reason = "the tests on real brokers use the rest of it")]
 mod gateway;
 mod jobs;

@@ -99,22 +99,52 @@ impl Copy {
 
     /// Expects one finding of this kind about Kafka, nothing else at all, and returns it.
     fn finds(&self, kind: &str) -> Value {
+        self.finds_in("kafka", kind)
+    }
+
+    /// As [`Copy::finds`], about another broker.
+    fn finds_in(&self, name: &str, kind: &str) -> Value {
         let ended = self.reconcile(&[]);
         assert_eq!(ended.code, 1, "{}{}", ended.stdout, ended.stderr);
         let found = ended.json();
         assert_eq!(found["clean"], json!(false));
         for broker in found["report"]["brokers"].as_array().unwrap() {
             for other in ["missing", "out_of_order", "unknown", "unreadable", "waiting", "duplicates"] {
-                let wanted = u64::from(other == kind && broker["broker"] == "kafka");
+                let wanted = u64::from(other == kind && broker["broker"] == name);
                 assert_eq!(broker[other]["count"], json!(wanted), "{other}: {broker:#}");
             }
         }
-        kafka(&found)[kind]["examples"][0].clone()
+        named(&found, name)[kind]["examples"][0].clone()
     }
 }
 
+fn named<'a>(found: &'a Value, name: &str) -> &'a Value {
+    found["report"]["brokers"].as_array().unwrap().iter().find(|broker| broker["broker"] == name).unwrap()
+}
+
 fn kafka(found: &Value) -> &Value {
-    found["report"]["brokers"].as_array().unwrap().iter().find(|broker| broker["broker"] == "kafka").unwrap()
+    named(found, "kafka")
+}
+
+/// What was found of the audit consumer.
+fn audit(found: &Value) -> &Value {
+    named(found, "rabbitmq")["consumers"].as_array().unwrap().iter().find(|found| found["name"] == "audit").unwrap()
+}
+
+/// An event of the job.
+const EVENT: &str = "SELECT event_id FROM events WHERE aggregate = 'job' AND aggregate_id = ?1 AND event_type = ?2";
+
+/// The audit consumer has never had it. Returns the event's id.
+async fn forget(store: &mut SqliteConnection, job: &str, event_type: &str) -> Value {
+    let id: Vec<u8> = sqlx::query_scalar(EVENT)
+        .bind(job.to_owned())
+        .bind(event_type.to_owned())
+        .fetch_one(&mut *store)
+        .await
+        .unwrap();
+    let delete = sqlx::query("DELETE FROM inbox WHERE consumer = 'audit' AND event_id = ?").bind(id.clone());
+    assert_eq!(delete.execute(store).await.unwrap().rows_affected(), 1);
+    json!(event_gateway::domain::Id(uuid::Uuid::from_slice(&id).unwrap()))
 }
 
 #[test]
@@ -182,6 +212,88 @@ fn what_the_ledger_says_and_what_the_brokers_hold_are_compared_message_by_messag
     let waiting = reopened.finds("waiting");
     assert_eq!(waiting["event_id"], event["event_id"]);
     assert!(waiting["why"].as_str().unwrap().contains("is there"), "{waiting}");
+}
+
+#[test]
+fn what_a_queue_was_given_its_consumer_has_or_it_is_on_the_way_or_missing() {
+    let site = Site::new();
+    let mut event = Value::Null;
+    let missed = site.changed(async |store, _, job| event = forget(store, job, "job.completed").await);
+    let missing = missed.finds_in("rabbitmq", "missing");
+    assert_eq!((&missing["event_id"], &missing["consumer"]), (&event, &json!("audit")), "{missing}");
+    assert_eq!(missing["key"], json!(format!("job/{}", site.job)));
+    assert!(missing["why"].as_str().unwrap().contains("job-events-audit is empty"), "{missing}");
+    let text = missed.0.run(&["reconcile"]).stdout;
+    assert!(text.contains("rabbitmq consumer audit: ") && text.contains(" 1 missing\n"), "{text}");
+    // It can be published again, and waits for a gateway then.
+    let reopened = missed.reconcile(&["--reopen"]).json();
+    assert_eq!(named(&reopened, "rabbitmq")["reopened"], json!(1), "{reopened:#}");
+    assert_eq!(missed.finds_in("rabbitmq", "waiting")["event_id"], event);
+
+    // The same, but its queue was not read to the end.
+    let waits = site.changed(async |store, brokers, job| {
+        forget(store, job, "job.completed").await;
+        let back = "UPDATE positions SET next_offset = next_offset - 1 WHERE consumer = 'job-events-audit'";
+        assert_eq!(sqlx::query(back).execute(brokers).await.unwrap().rows_affected(), 1);
+    });
+    let ended = waits.reconcile(&[]);
+    assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
+    assert_eq!(audit(&ended.json())["on_the_way"], json!(1));
+
+    // A queue of one cannot have two.
+    let both = site.changed(async |store, brokers, job| {
+        event = forget(store, job, "job.submitted").await;
+        forget(store, job, "job.completed").await;
+        let back = "UPDATE positions SET next_offset = next_offset - 1 WHERE consumer = 'job-events-audit'";
+        assert_eq!(sqlx::query(back).execute(brokers).await.unwrap().rows_affected(), 1);
+    });
+    let missing = both.finds_in("rabbitmq", "missing");
+    assert_eq!(missing["event_id"], event);
+    assert!(missing["why"].as_str().unwrap().contains("1 at most"), "{missing}");
+    let found = both.reconcile(&["--reopen"]).json();
+    assert_eq!((&audit(&found)["on_the_way"], &named(&found, "rabbitmq")["reopened"]), (&json!(1), &json!(0)));
+
+    // Waiting to be tried again, or dead, is not missing.
+    let dead = site.changed(async |store, _, job| {
+        forget(store, job, "job.completed").await;
+        let sql = "INSERT INTO backlog SELECT 'audit', 'k', sequence, event_id, 3, 1, 1, NULL, occurred_at, '[]', \
+                   x'7b7d', 'json', x'7b7d', 'test' FROM events \
+                   WHERE aggregate = 'job' AND aggregate_id = ? AND event_type = 'job.completed'";
+        assert_eq!(sqlx::query(sql).bind(job.to_owned()).execute(store).await.unwrap().rows_affected(), 1);
+    });
+    let ended = dead.reconcile(&[]);
+    assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
+    assert_eq!(audit(&ended.json())["dead"], json!(1));
+}
+
+#[test]
+fn in_which_order_a_consumer_has_handled_a_job_is_told_by_what_it_did() {
+    let site = Site::new();
+    let mut event = Value::Null;
+    // What it emitted for the two stands the other way round.
+    let swapped = site.changed(async |store, _, job| {
+        let sql = "SELECT e.position, e.causation_id FROM events AS e JOIN events AS c ON c.event_id = e.causation_id \
+                   WHERE e.event_type = 'audit.job.lifecycle' AND c.aggregate_id = ? ORDER BY c.sequence";
+        let rows: Vec<(i64, Vec<u8>)> = sqlx::query_as(sql).bind(job.to_owned()).fetch_all(&mut *store).await.unwrap();
+        let [first, last] = rows.try_into().unwrap();
+        event = json!(event_gateway::domain::Id(uuid::Uuid::from_slice(&last.1).unwrap()));
+        for (position, cause) in [(first.0, last.1), (last.0, first.1)] {
+            let update =
+                sqlx::query("UPDATE events SET causation_id = ? WHERE position = ?").bind(cause).bind(position);
+            assert_eq!(update.execute(&mut *store).await.unwrap().rows_affected(), 1);
+        }
+    });
+    let late = swapped.finds_in("rabbitmq", "out_of_order");
+    assert_eq!((&late["event_id"], &late["consumer"]), (&event, &json!("audit")), "{late}");
+
+    // The first was handled a minute later than the last.
+    let late = site.changed(async |store, _, job| {
+        let sql = "UPDATE inbox SET at = at + 60000 WHERE consumer = 'audit' AND event_id = (";
+        let sql = format!("{sql}{EVENT})");
+        let update = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(job.to_owned()).bind("job.submitted");
+        assert_eq!(update.execute(store).await.unwrap().rows_affected(), 1);
+    });
+    assert_eq!(late.finds_in("rabbitmq", "out_of_order")["event_id"], event);
 }
 
 #[test]

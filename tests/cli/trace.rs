@@ -18,7 +18,7 @@ fn is_clean(report: &Value) {
 
 #[test]
 fn a_log_is_played_and_every_job_accounted_for() {
-    let gateway = Gateway::start(&[]);
+    let gateway = Gateway::start_fresh(&[]);
     let ended = gateway.run(&["trace", LOG, "--speedup", "2000", "--watch", "8", "--output", "json"]);
     assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
     let report = ended.json();
@@ -46,7 +46,7 @@ fn a_log_is_played_and_every_job_accounted_for() {
 #[test]
 fn a_gateway_killed_in_the_middle_loses_nothing() {
     let settings = ["runner.external_lease=5s"];
-    let mut gateway = Gateway::start(&settings);
+    let mut gateway = Gateway::start_fresh(&settings);
     let arguments = ["trace", LOG, "--speedup", "150", "--watch", "8", "--settle", "30s", "--output", "json"];
     let url = gateway.url();
     let mut command = gateway.program.command(&arguments);
@@ -71,7 +71,7 @@ fn a_gateway_killed_in_the_middle_loses_nothing() {
 
 #[test]
 fn a_job_that_no_trace_submitted_is_left_alone() {
-    let gateway = Gateway::start(&[]);
+    let gateway = Gateway::start_fresh(&[]);
     let real = gateway.run(&["jobs", "submit", "--agent", "external", "--dataset", "d", "--name", "real work"]);
     let ended = gateway.run(&["trace", LOG, "--speedup", "5000", "--limit", "5", "--output", "json"]);
     assert_eq!(ended.code, 0, "{}", ended.stderr);
@@ -83,7 +83,7 @@ fn a_job_that_no_trace_submitted_is_left_alone() {
 
 #[test]
 fn what_is_no_log_is_refused() {
-    let gateway = Gateway::start(&[]);
+    let gateway = Gateway::start_fresh(&[]);
     let path = gateway.program.file("bad.swf", "; Version: 2.2\n1 2 3\n");
     let ended = gateway.run(&["trace", path.to_str().unwrap(), "--speedup", "10"]);
     assert_eq!(ended.code, 1);

@@ -116,6 +116,9 @@ def check_dockerfile():
     for image in images:
         expect(PINNED.search(image), f"Dockerfile: {image} is not pinned to the patch")
     expect(images, "Dockerfile: it is built on nothing")
+    last = (ROOT / "Dockerfile").read_text().rsplit("FROM ", 1)[1]
+    expect(re.match(r"debian:\S+-slim\n", last), "Dockerfile: what runs is built on more than a slim Debian")
+    expect(re.search(r"^USER [1-9]\d*$", last, re.MULTILINE), "Dockerfile: it does not run as a user by number, other than root")
 
 
 def main():

@@ -51,7 +51,7 @@ DIFFERENCES = {
         "-sd": PLACE,
     },
     "postgres": {
-        "version": "natively it is Debian's newest of the same major version",
+        "version": "natively it is Debian's (15 on Debian 12): a release has one major version",
         "port": ADDRESS,
         "listen_addresses": ADDRESS,
         "unix_socket_directories": "natively the default belongs to Debian's own cluster",

@@ -97,8 +97,28 @@ pub fn outgoing<F: Fixture>(fixture: &F, key: &str, sequence: i64) -> Outgoing {
 
 /// Publishes and expects every message to be confirmed.
 pub async fn publish(publisher: &dyn Publisher, window: &[Outgoing]) -> Vec<Position> {
-    let results = try_publish(publisher, window).await;
+    let results = publish_settled(publisher, window).await;
     results.into_iter().map(|result| result.expect("confirmed")).collect()
+}
+
+/// Publishes, and asks again for what takes longer than a window waits, as a lane does.
+pub async fn publish_settled(publisher: &dyn Publisher, window: &[Outgoing]) -> Vec<Result<Position, PublishError>> {
+    let mut results = try_publish(publisher, window).await;
+    let settled = async {
+        loop {
+            let is_open = |result: &Result<_, _>| matches!(result, Err(PublishError::Unsettled { .. }));
+            let open: Vec<usize> = (0..window.len()).filter(|index| is_open(&results[*index])).collect();
+            if open.is_empty() {
+                return;
+            }
+            let again: Vec<Outgoing> = open.iter().map(|index| window[*index].clone()).collect();
+            for (index, result) in open.into_iter().zip(try_publish(publisher, &again).await) {
+                results[index] = result;
+            }
+        }
+    };
+    within(settled).await;
+    results
 }
 
 pub async fn try_publish(publisher: &dyn Publisher, window: &[Outgoing]) -> Vec<Result<Position, PublishError>> {

@@ -114,7 +114,7 @@ pub async fn a_refused_message_does_not_harm_its_window<F: Fixture>() {
         Outgoing { event: event("lost", 1), route: fixture.nowhere() },
         outgoing(&fixture, "after", 1),
     ];
-    let results = try_publish(&*fixture.publisher(), &window).await;
+    let results = publish_settled(&*fixture.publisher(), &window).await;
     assert!(results[0].is_ok() && results[3].is_ok(), "{results:?}");
     assert!(matches!(&results[1], Err(PublishError::Permanent(why)) if why.contains("1048576")), "{results:?}");
     assert!(matches!(&results[2], Err(PublishError::Permanent(_))), "{results:?}");

@@ -3,13 +3,13 @@
 
 use std::time::{Duration, Instant};
 
-use event_gateway::consumer::declarations;
+use event_gateway::consumer::{Declaration, declarations};
 
 use crate::effects::{OUT_OF_ORDER, WRONG};
 use crate::gateway::Gateway;
 use crate::play::psql;
 use crate::readiness::until;
-use crate::reconcile::brokers_have_what_the_ledger_says;
+use crate::reconcile::{brokers_have_everything, brokers_have_what_the_ledger_says};
 use crate::world::World;
 
 /// What is on its way needs no longer.
@@ -17,7 +17,9 @@ const SETTLED: Duration = Duration::from_secs(60);
 
 /// All is well, now or soon.
 pub fn all_is_well(gateway: &Gateway, world: &World) {
-    nothing_is_missing(gateway, world);
+    until(gateway, &[]);
+    consumers_have_everything(world);
+    brokers_have_what_the_ledger_says(gateway, world);
     let (what, query) = OUT_OF_ORDER;
     assert_eq!(psql(&world.database, query), "0", "{what}");
 }
@@ -26,24 +28,17 @@ pub fn all_is_well(gateway: &Gateway, world: &World) {
 pub fn nothing_is_missing(gateway: &Gateway, world: &World) {
     until(gateway, &[]);
     consumers_have_everything(world);
-    brokers_have_what_the_ledger_says(gateway, world);
+    brokers_have_everything(gateway, world);
 }
 
 /// Each has handled each event that it handles, with one effect; and nothing else.
-fn consumers_have_everything(world: &World) {
+pub fn consumers_have_everything(world: &World) {
     // A user who sent a job again until it was answered has one.
     let doubled = "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE name LIKE '% #%' GROUP BY agent, name \
          HAVING count(*) > 1) AS wrong";
     let mut queries = vec![("jobs that are there twice".to_owned(), doubled.to_owned())];
     for consumer in declarations() {
-        let types: Vec<String> = consumer.consumes.iter().map(|(name, _)| format!("'{name}'")).collect();
-        let missing = format!(
-            "SELECT count(*) FROM events AS e WHERE event_type IN ({}) AND NOT EXISTS \
-               (SELECT 1 FROM inbox AS i WHERE i.consumer = '{}' AND i.event_id = e.event_id)",
-            types.join(", "),
-            consumer.name
-        );
-        queries.push((format!("events that {} misses", consumer.name), missing));
+        queries.push((format!("events that {} misses", consumer.name), missed_by(&consumer)));
     }
     queries.extend(WRONG.map(|(what, query)| (what.to_owned(), query.to_owned())));
     let deadline = Instant::now() + SETTLED;
@@ -55,6 +50,17 @@ fn consumers_have_everything(world: &World) {
         assert!(Instant::now() < deadline, "{found:#?}");
         std::thread::sleep(Duration::from_millis(200));
     }
+}
+
+/// How many events there are that a consumer handles and has not handled, in SQL.
+pub fn missed_by(consumer: &Declaration) -> String {
+    let types: Vec<String> = consumer.consumes.iter().map(|(name, _)| format!("'{name}'")).collect();
+    format!(
+        "SELECT count(*) FROM events AS e WHERE event_type IN ({}) AND NOT EXISTS \
+           (SELECT 1 FROM inbox AS i WHERE i.consumer = '{}' AND i.event_id = e.event_id)",
+        types.join(", "),
+        consumer.name
+    )
 }
 
 /// Which of them count something, and how many.

@@ -1,12 +1,89 @@
-//! What nobody can serve leaves the work queue as a dead letter.
+//! What nobody can serve, read or store leaves its queue as a dead letter, and does not hold up what
+//! comes after it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use async_nats::jetstream::consumer::PullConsumer;
+use event_gateway::consumer::declarations;
+use event_gateway::domain::{Id, Timestamp};
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Connection, ConnectionProperties};
+use rdkafka::ClientConfig;
+use rdkafka::producer::{FutureProducer, FutureRecord};
 
+use crate::aftermath::missed_by;
 use crate::gateway::Gateway;
 use crate::play::psql;
+use crate::readiness::{scraped, until};
+use crate::reconcile::{depth, submitted};
+use crate::waiting::{MINUTE, await_that};
+use crate::work_queue::nothing_waits;
 use crate::world::{World, address};
+
+const DATASET: &str = "anomaly-detection/quiet-receiver.csv";
+
+/// Publishes to `job.events` as somebody else would; every queue that is bound has it.
+async fn to_rabbitmq(world: &World, key: &str, body: &str, properties: BasicProperties) {
+    let connection = Connection::connect(&world.amqp(), ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let sent = channel.basic_publish("job.events".into(), key.into(), options, body.as_bytes(), properties);
+    let confirmed = sent.await.unwrap().await.unwrap();
+    assert!(confirmed.is_ack() && confirmed.take_message().is_none(), "no queue is bound");
+}
+
+/// Writes to `job-lifecycle` as somebody else would.
+async fn to_kafka(world: &World, body: &str) {
+    let producer: FutureProducer =
+        ClientConfig::new().set("bootstrap.servers", address("KAFKA").unwrap()).create().unwrap();
+    let topic = format!("{}job-lifecycle", world.prefix);
+    producer.send(FutureRecord::to(&topic).key("garbage").payload(body), Duration::ZERO).await.unwrap();
+}
+
+/// The headers that say which event it is: of a type that consumers of jobs know.
+fn completed(id: Id, job: &str) -> BasicProperties {
+    let (id, time) = (id.to_string(), Timestamp::now().to_string());
+    let attributes = [
+        ("specversion", "1.0"),
+        ("id", &id),
+        ("source", "/elsewhere"),
+        ("type", "job.completed"),
+        ("subject", job),
+        ("time", &time),
+        ("aggregatetype", "job"),
+        ("sequence", "1"),
+        ("userid", "ada"),
+        ("correlationid", &id),
+        ("schemaversion", "1"),
+    ];
+    let mut headers = FieldTable::default();
+    for (name, text) in attributes {
+        headers.insert(format!("cloudEvents_{name}").into(), AMQPValue::LongString(text.into()));
+    }
+    BasicProperties::default().with_headers(headers)
+}
+
+/// Dead letters of a consumer with this body that are its bytes and no headers.
+fn letters(world: &World, consumer: &str, body: &str, what: &str) -> String {
+    let query = format!(
+        "SELECT {what} FROM backlog WHERE consumer = '{consumer}' AND state = 3 AND headers = '' \
+         AND body = convert_to('{body}', 'UTF8')"
+    );
+    psql(&world.database, &query)
+}
+
+/// Consumers have had every event of a job that comes now, and their queues are empty.
+fn consumers_go_on(gateway: &Gateway, world: &World) {
+    submitted(gateway, &["--agent", "AnomalyDetection", "--dataset", DATASET, "--watch"]);
+    for consumer in declarations() {
+        let missed = missed_by(&consumer);
+        await_that(consumer.name, MINUTE, || psql(&world.database, &missed) == "0");
+    }
+    for queue in ["job-events-audit", "job-events-api"] {
+        await_that(queue, MINUTE, || depth(world, queue) == 0);
+    }
+}
 
 #[test]
 fn garbage_on_the_work_queue_is_one_dead_letter_and_gone_from_jetstream() {
@@ -29,7 +106,7 @@ fn garbage_on_the_work_queue_is_one_dead_letter_and_gone_from_jetstream() {
         sent.await.unwrap().sequence
     });
 
-    await_that("a dead letter", || rows("count(*)") == "1");
+    await_that("a dead letter", MINUTE, || rows("count(*)") == "1");
     let found = rows("source || ': ' || (errors -> 0 ->> 'error')");
     for part in [
         &*format!("COMMANDS_JOB/0@{published}: "),
@@ -37,31 +114,66 @@ fn garbage_on_the_work_queue_is_one_dead_letter_and_gone_from_jetstream() {
     ] {
         assert!(found.contains(part), "{part}: {found}");
     }
-    await_that("an empty consumer", || {
-        runtime.block_on(async {
+    await_that("an empty consumer", MINUTE, || {
+        let gone = runtime.block_on(async {
             let stream = jetstream.get_stream("COMMANDS_JOB").await.unwrap();
-            let consumer: PullConsumer = stream.get_consumer("runner-process").await.unwrap();
-            let info = consumer.cached_info();
-            let gone = stream.get_raw_message(published).await.is_err();
-            gone && (info.num_pending, info.num_ack_pending) == (0, 0)
-        })
+            stream.get_raw_message(published).await.is_err()
+        });
+        gone && nothing_waits()
     });
     assert_eq!(rows("count(*)"), "1");
 
     // Where operators look.
-    let metrics = runtime.block_on(async {
-        let answer = reqwest::get(format!("{}/metrics", gateway.url())).await.unwrap();
-        answer.text().await.unwrap()
-    });
+    let metrics = scraped(&gateway);
     let dead = metrics.lines().find(|line| line.contains("dead_letters{consumer=\"runner-process\"}")).unwrap();
     assert!(!dead.ends_with(" 0"), "{dead}");
     assert!(gateway.stop().success());
 }
 
-fn await_that(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(50));
+/// PostgreSQL keeps no NUL, and no index takes a text of any length: neither can be the key by which
+/// deliveries are ordered.
+#[test]
+fn what_the_store_refuses_with_its_headers_is_a_dead_letter_without_them() {
+    let Some(world) = World::fresh() else { return };
+    let gateway = Gateway::start(&world.settings());
+    until(&gateway, &[]);
+    let long: String = (0..600).map(|_| Id::new().to_string()).collect();
+    let foreign = ["job\0of nobody", &long].map(|job| (Id::new(), job));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for (id, job) in foreign {
+        runtime.block_on(to_rabbitmq(&world, "job.completed", "{}", completed(id, job)));
     }
+
+    for consumer in ["audit", "orchestrator"] {
+        await_that(consumer, MINUTE, || letters(&world, consumer, "{}", "count(*)") == "2");
+        let errors = letters(&world, consumer, "{}", "string_agg(errors::text, ' ')");
+        for (id, _) in foreign {
+            assert!(errors.contains(&id.to_string()), "{id} is told: {errors}");
+        }
+    }
+    consumers_go_on(&gateway, &world);
+    assert_eq!(psql(&world.database, "SELECT count(*) FROM backlog"), "4");
+    assert!(gateway.stop().success());
+}
+
+#[test]
+fn garbage_among_events_is_a_dead_letter_of_each_consumer_that_reads_it() {
+    let Some(world) = World::fresh() else { return };
+    let gateway = Gateway::start(&world.settings());
+    until(&gateway, &[]);
+    let garbage = "\u{1}no event";
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        to_rabbitmq(&world, "job.garbage", garbage, BasicProperties::default()).await;
+        to_kafka(&world, garbage).await;
+    });
+
+    for (consumer, why) in [("audit", "the message has no headers"), ("metrics", "the record has no headers")] {
+        await_that(consumer, MINUTE, || letters(&world, consumer, garbage, "count(*)") == "1");
+        let error = letters(&world, consumer, garbage, "errors -> 0 ->> 'error'");
+        assert!(error.contains(why), "{consumer}: {error}");
+    }
+    consumers_go_on(&gateway, &world);
+    assert_eq!(psql(&world.database, "SELECT count(*) FROM backlog"), "2");
+    assert!(gateway.stop().success());
 }

@@ -5,19 +5,26 @@
 //! pass, or fail if `REQUIRE_BROKERS=1`. One runs at a time: NATS has the streams' names once.
 
 #[path = "../cli/gateway.rs"]
+#[expect(dead_code, reason = "the tests of the command line use the rest of it")]
 mod gateway;
 #[path = "../cli/program.rs"]
 mod program;
 
 mod aftermath;
 mod dead_letters;
+mod disorder;
+mod domain;
 #[path = "../support/effects.rs"]
 mod effects;
 #[path = "../support/environment.rs"]
 mod environment;
 mod faults;
+#[path = "../support/fresh.rs"]
+#[expect(dead_code, reason = "the tests of the gateway that run here as well use the rest of it")]
+mod fresh;
 mod instances;
 mod lasting;
+mod mixed;
 mod play;
 mod projections;
 #[path = "../support/proxy.rs"]
@@ -26,4 +33,6 @@ mod readiness;
 mod reconcile;
 mod restore;
 mod topology;
+mod waiting;
+mod work_queue;
 mod world;

@@ -111,13 +111,7 @@ fn a_log_is_played_and_everything_is_where_the_ledger_says() {
     let jobs = JOBS * AGENTS.len() as u64;
     assert_eq!(psql(&world.database, "SELECT count(*) FROM jobs"), jobs.to_string());
     // Kafka, read by kcat: each lifecycle event once (nothing failed, so nothing is repeated).
-    let kafka = address("KAFKA").unwrap();
-    let topic = format!("{}job-lifecycle", world.prefix);
-    let read = std::process::Command::new("kcat")
-        .args(["-b", &kafka, "-C", "-t", &topic, "-o", "beginning", "-e", "-q", "-f", "%k %h\n"])
-        .output()
-        .expect("kcat runs");
-    let text = String::from_utf8(read.stdout).unwrap();
+    let text = kcat(&world, "job-lifecycle");
     let submitted = text.lines().filter(|line| line.contains("job.submitted")).count();
     assert_eq!(submitted as u64, jobs, "{text}");
     // RabbitMQ: the consumers have emptied their queues.
@@ -127,6 +121,16 @@ fn a_log_is_played_and_everything_is_where_the_ledger_says() {
         assert!(line.trim_end().ends_with("\t0"), "{queues}");
     }
     assert!(gateway.stop().success());
+}
+
+/// What kcat finds in a topic: key and headers of each record.
+pub fn kcat(world: &World, topic: &str) -> String {
+    let (kafka, topic) = (address("KAFKA").unwrap(), format!("{}{topic}", world.prefix));
+    let read = std::process::Command::new("kcat")
+        .args(["-b", &kafka, "-C", "-t", &topic, "-o", "beginning", "-e", "-q", "-f", "%k %h\n"])
+        .output()
+        .expect("kcat runs");
+    String::from_utf8(read.stdout).unwrap()
 }
 
 /// One value out of a database of the tests.

@@ -1,21 +1,60 @@
 //! What `reconcile` finds in the real brokers, and what it names when something is not there.
 
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{PullConsumer, pull};
+use futures_util::TryStreamExt;
+use lapin::options::{BasicConsumeOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use lapin::{Connection, ConnectionProperties};
 use serde_json::{Value, json};
 
 use crate::gateway::Gateway;
 use crate::play::psql;
 use crate::program::Ended;
-use crate::world::{CLUSTER, World, jetstream};
+use crate::waiting::{MINUTE, await_that};
+use crate::world::{CLUSTER, World, address, brokers, jetstream};
 
-/// Nothing is missing, out of order, unknown or still waiting; and every broker has had something.
+const DATASET: &str = "anomaly-detection/quiet-receiver.csv";
+const QUEUE: &str = "job-events-audit";
+
+/// Nothing is missing, out of order, unknown or still waiting; and every broker has had something,
+/// and every consumer of a queue.
 pub fn brokers_have_what_the_ledger_says(gateway: &Gateway, world: &World) {
     let ended = reconcile(gateway, world, &["--wait", "60s"]);
     assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
+    had_load(&ended.json());
+}
+
+/// As [`brokers_have_what_the_ledger_says`], but for the order in which consumers were given what
+/// RabbitMQ had lost for a while.
+pub fn brokers_have_everything(gateway: &Gateway, world: &World) {
+    let ended = reconcile(gateway, world, &["--wait", "60s"]);
     let found = ended.json();
     for name in ["rabbitmq", "kafka", "nats"] {
-        let legs = &broker(&found, name)["legs"];
+        for kind in ["missing", "out_of_order", "unknown", "unreadable", "waiting"] {
+            let late = (name, kind) == ("rabbitmq", "out_of_order");
+            assert!(late || broker(&found, name)[kind]["count"] == json!(0), "{name} {kind}: {found:#}");
+        }
+    }
+    had_load(&found);
+}
+
+fn had_load(found: &Value) {
+    for name in ["rabbitmq", "kafka", "nats"] {
+        let legs = &broker(found, name)["legs"];
         assert!(legs["done"].as_u64().unwrap() > 0, "{name} had no load: {legs:#}");
     }
+    for name in ["orchestrator", "audit"] {
+        let consumer = consumer(found, name);
+        assert!(consumer["handled"].as_u64().unwrap() > 0 && consumer["on_the_way"] == json!(0), "{consumer:#}");
+    }
+}
+
+/// What was found of a consumer of RabbitMQ's queues.
+fn consumer<'a>(found: &'a Value, name: &str) -> &'a Value {
+    let consumers = broker(found, "rabbitmq")["consumers"].as_array().unwrap();
+    consumers.iter().find(|consumer| consumer["name"] == name).unwrap()
 }
 
 pub fn reconcile(gateway: &Gateway, world: &World, more: &[&str]) -> Ended {
@@ -51,8 +90,7 @@ fn what_is_lost_repeated_or_open_is_named() {
     let Some(world) = World::fresh() else { return };
     let settings = world.settings();
     let mut gateway = Gateway::start(&settings);
-    let dataset = "anomaly-detection/quiet-receiver.csv";
-    submitted(&gateway, &["--agent", "AnomalyDetection", "--dataset", dataset, "--watch"]);
+    submitted(&gateway, &["--agent", "AnomalyDetection", "--dataset", DATASET, "--watch"]);
     let waiting = submitted(&gateway, &["--agent", CLUSTER, "--dataset", "anything"]);
 
     let ended = reconcile(&gateway, &world, &["--wait", "60s"]);
@@ -99,4 +137,168 @@ fn what_is_lost_repeated_or_open_is_named() {
     let kafka = broker(&found, "kafka");
     assert_eq!((&kafka["waiting"]["count"], &kafka["duplicates"]["count"]), (&json!(0), &json!(1)), "{found:#}");
     assert_eq!(kafka["missing"]["count"], json!(0));
+}
+
+fn published(world: &World) {
+    await_that("all legs", MINUTE, || psql(&world.database, "SELECT count(*) FROM legs WHERE state IN (0, 3)") == "0");
+}
+
+/// Somebody who is the next to read the audit consumer's queue, which has one reader at a time. Takes
+/// one message and never acknowledges it.
+struct Intruder {
+    runtime: tokio::runtime::Runtime,
+    connection: Connection,
+    _consumer: lapin::Consumer,
+}
+
+impl Intruder {
+    fn next_in(world: &World) -> Self {
+        let urls = address("RABBITMQ").unwrap();
+        let url = urls.split(',').next().unwrap().replace("/%2f", &format!("/{}", world.vhost));
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (connection, consumer) = runtime.block_on(async {
+            let connection = Connection::connect(&url, ConnectionProperties::default()).await.unwrap();
+            let channel = connection.create_channel().await.unwrap();
+            channel.basic_qos(1, BasicQosOptions::default()).await.unwrap();
+            let options = BasicConsumeOptions::default();
+            let consumer = channel.basic_consume(QUEUE.into(), "".into(), options, FieldTable::default()).await;
+            (connection, consumer.unwrap())
+        });
+        Self { runtime, connection, _consumer: consumer }
+    }
+
+    fn leave(self) {
+        self.runtime.block_on(self.connection.close(0, "done".into())).unwrap();
+    }
+}
+
+/// What is in a queue, in hand or not.
+pub fn depth(world: &World, queue: &str) -> u64 {
+    let listed = brokers(&["rabbitmqctl", "rabbit1", "-q", "list_queues", "-p", &world.vhost, "name", "messages"]);
+    let found = listed.lines().find_map(|line| line.strip_prefix(queue)?.trim().parse().ok());
+    found.unwrap_or_else(|| panic!("{listed}"))
+}
+
+#[test]
+fn what_is_purged_from_a_queue_is_missing_at_its_consumer_and_published_again() {
+    let Some(world) = World::fresh() else { return };
+    let settings = world.settings();
+    let mut gateway = Gateway::start(&settings);
+    submitted(&gateway, &["--agent", "AnomalyDetection", "--dataset", DATASET, "--watch"]);
+    brokers_have_what_the_ledger_says(&gateway, &world);
+
+    // While the consumer waits for its turn nothing is missing: it is all in the queue.
+    let intruder = Intruder::next_in(&world);
+    gateway.restart(&settings);
+    let job = submitted(&gateway, &["--agent", "AnomalyDetection", "--dataset", DATASET, "--watch"]);
+    published(&world);
+    let ended = reconcile(&gateway, &world, &["--wait", "1s"]);
+    assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
+    let found = ended.json();
+    assert_eq!(broker(&found, "rabbitmq")["compared"], json!(false));
+    assert_eq!(consumer(&found, "audit")["on_the_way"], json!(2), "{found:#}");
+    assert_eq!(consumer(&found, "orchestrator")["on_the_way"], json!(0));
+
+    assert!(gateway.halt().success());
+    intruder.leave();
+    let owed = "SELECT event_id FROM events WHERE event_type IN ('job.submitted', 'job.completed') \
+                AND aggregate_id = '{}' ORDER BY sequence";
+    let owed: Vec<String> = psql(&world.database, &owed.replace("{}", &job)).lines().map(str::to_owned).collect();
+    assert_eq!(owed.len(), 2);
+    assert!(depth(&world, QUEUE) >= 2);
+    // One that comes back from the intruder's hands may do so a moment later.
+    await_that("an empty queue", MINUTE, || {
+        brokers(&["rabbitmqctl", "rabbit1", "-q", "purge_queue", "-p", &world.vhost, QUEUE]);
+        depth(&world, QUEUE) == 0
+    });
+
+    let ended = reconcile(&gateway, &world, &["--wait", "1s"]);
+    assert_eq!(ended.code, 1, "{}{}", ended.stdout, ended.stderr);
+    let found = ended.json();
+    let rabbitmq = broker(&found, "rabbitmq");
+    let named: Vec<&Value> = rabbitmq["missing"]["examples"].as_array().unwrap().iter().collect();
+    let ids: Vec<&str> = named.iter().map(|finding| finding["event_id"].as_str().unwrap()).collect();
+    assert_eq!(ids, owed, "{rabbitmq:#}");
+    for finding in named {
+        assert_eq!((&finding["consumer"], &finding["key"]), (&json!("audit"), &json!(format!("job/{job}"))));
+        assert!(finding["why"].as_str().unwrap().contains("job-events-audit is empty"), "{finding}");
+    }
+    assert_eq!((&rabbitmq["lost"], &rabbitmq["reopened"]), (&json!(2), &json!(0)), "a look changes nothing");
+    assert_eq!(consumer(&found, "audit")["missing"], json!(2));
+
+    let ended = reconcile(&gateway, &world, &["--wait", "1s", "--reopen"]);
+    assert_eq!(broker(&ended.json(), "rabbitmq")["reopened"], json!(2), "{}", ended.stdout);
+    gateway.kill_and_restart(&settings);
+    brokers_have_what_the_ledger_says(&gateway, &world);
+    let audited = format!(
+        "SELECT count(*), count(DISTINCT details ->> 'event_id') FROM audit_log \
+                           WHERE target_resource_id = '{job}'"
+    );
+    assert_eq!(psql(&world.database, &audited), "2|2", "each has its effect, once");
+    assert!(gateway.stop().success());
+}
+
+/// Takes what waits for workers of a cluster, claims as many jobs, and only then acknowledges.
+fn work(gateway: &Gateway, commands: usize) -> Vec<String> {
+    let http = reqwest::Client::new();
+    let post = |path: &str, body: Value| http.post(format!("{}/api/v1/{path}", gateway.url())).json(&body);
+    jetstream(async |jetstream| {
+        let session = post("session/dev", json!({ "user": "worker", "role": "worker" })).send().await.unwrap();
+        let token = session.json::<Value>().await.unwrap()["token"].as_str().unwrap().to_owned();
+        let stream = jetstream.get_stream("COMMANDS_JOB").await.unwrap();
+        let durable = pull::Config {
+            durable_name: Some("cluster".into()),
+            filter_subject: "commands.job.submit.external".into(),
+            ..pull::Config::default()
+        };
+        let consumer: PullConsumer = stream.get_or_create_consumer("cluster", durable).await.unwrap();
+        let waiting = consumer.batch().max_messages(commands).expires(Duration::from_secs(30)).messages().await;
+        let waiting: Vec<_> = waiting.unwrap().try_collect().await.unwrap();
+        assert_eq!(waiting.len(), commands);
+        let claim = post("worker/claim", json!({ "agents": [CLUSTER], "max": commands }));
+        let claimed: Value = claim.bearer_auth(token).send().await.unwrap().json().await.unwrap();
+        for command in waiting {
+            command.double_ack().await.unwrap();
+        }
+        let jobs = claimed["items"].as_array().unwrap_or_else(|| panic!("{claimed}"));
+        jobs.iter().map(|job| job["id"].as_str().unwrap().to_owned()).collect()
+    })
+}
+
+#[test]
+fn a_command_that_was_deleted_among_others_is_missing_though_later_ones_were_handed_out() {
+    let Some(world) = World::fresh() else { return };
+    let gateway = Gateway::start(&world.settings());
+    submitted(&gateway, &["--agent", "AnomalyDetection", "--dataset", DATASET, "--watch"]);
+    // Workers take what is urgent first: the job without a command stays.
+    let [first, lost, last] = ["normal", "low", "normal"]
+        .map(|priority| submitted(&gateway, &["--agent", CLUSTER, "--dataset", "anything", "--priority", priority]));
+    published(&world);
+    let at = psql(
+        &world.database,
+        &format!(
+            "SELECT \"offset\" FROM legs JOIN events USING (position) WHERE broker = 3 AND aggregate_id = '{lost}'"
+        ),
+    );
+    jetstream(async |jetstream| {
+        let stream = jetstream.get_stream("COMMANDS_JOB").await.unwrap();
+        assert!(stream.delete_message(at.parse().unwrap()).await.unwrap());
+    });
+    assert_eq!(work(&gateway, 2), [first, last]);
+
+    let ended = reconcile(&gateway, &world, &["--wait", "60s"]);
+    assert_eq!(ended.code, 1, "{}{}", ended.stdout, ended.stderr);
+    let found = ended.json();
+    let nats = broker(&found, "nats");
+    assert_eq!((&nats["missing"]["count"], &nats["consumed"]), (&json!(1), &json!(3)), "{nats:#}");
+    let missing = &nats["missing"]["examples"][0];
+    assert_eq!(missing["key"], json!(format!("job_command/{lost}")), "{nats:#}");
+    assert!(missing["why"].as_str().unwrap().contains("never claimed"), "{missing}");
+    assert_eq!((&nats["lost"], &nats["out_of_order"]["count"]), (&json!(0), &json!(0)));
+
+    // What the job is owed is settled with it.
+    let ended = gateway.run(&["jobs", "cancel", &lost]);
+    assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
+    brokers_have_what_the_ledger_says(&gateway, &world);
+    assert!(gateway.stop().success());
 }

@@ -2,6 +2,7 @@
 //! of it; and brokers that have lost what the database says they have.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -43,6 +44,23 @@ fn postgres(program: &str, database: &str, arguments: &[&str]) {
     assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// A dump of the database as it is now.
+pub fn dumped(gateway: &Gateway, world: &World) -> PathBuf {
+    let dump = gateway.program.dir().join("gateway.dump");
+    postgres("pg_dump", &world.database, &["--format=custom", &format!("--file={}", dump.display())]);
+    dump
+}
+
+/// Puts a dump in place of the world's database, as `docs/operations.md` says. Gateways are stopped.
+pub fn put_back(world: &mut World, dump: &Path) {
+    let lost = world.database.clone();
+    world.use_database(&format!("{lost}_restored"));
+    brokers(&["psql", &format!("CREATE DATABASE {}", world.database)]);
+    postgres("pg_restore", &world.database, &[dump.to_str().unwrap()]);
+    postgres("vacuumdb", &world.database, &["--analyze-only"]);
+    brokers(&["psql", &format!("DROP DATABASE {lost}")]);
+}
+
 fn number(database: &str, query: &str) -> u64 {
     psql(database, query).parse().unwrap()
 }
@@ -57,12 +75,12 @@ fn named(found: &Value, name: &str, kind: &str) -> BTreeSet<String> {
     examples.iter().map(|finding| finding["event_id"].as_str().unwrap().to_owned()).collect()
 }
 
-fn count(found: &Value, name: &str, kind: &str) -> u64 {
+pub fn count(found: &Value, name: &str, kind: &str) -> u64 {
     broker(found, name)[kind]["count"].as_u64().unwrap()
 }
 
 /// Everything that can be read is compared; asserts the numbers of these kinds, and no others.
-fn finds(ended: &Ended, wanted: &[(&str, &str, u64)]) {
+pub fn finds(ended: &Ended, wanted: &[(&str, &str, u64)]) {
     assert_eq!(ended.code, i32::from(!wanted.is_empty()), "{}{}", ended.stdout, ended.stderr);
     let found = ended.json();
     for name in ["rabbitmq", "kafka", "nats"] {
@@ -80,8 +98,7 @@ fn a_database_put_back_knows_what_the_brokers_have_beyond_it() {
     play(&gateway);
     let open = submitted(&gateway, &["--agent", "external", "--dataset", "d"]);
     finds(&reconcile(&gateway, &world, &["--wait", "60s"]), &[]);
-    let dump = gateway.program.dir().join("gateway.dump");
-    postgres("pg_dump", &world.database, &["--format=custom", &format!("--file={}", dump.display())]);
+    let dump = dumped(&gateway, &world);
 
     // What the dump does not have: a job that ran, one that waits in the stream, and the next
     // event of one that it has.
@@ -92,12 +109,7 @@ fn a_database_put_back_knows_what_the_brokers_have_beyond_it() {
     assert!(gateway.halt().success());
     let published = (ids(&world.database, IN_KAFKA), ids(&world.database, IN_STREAMS));
 
-    let lost = world.database.clone();
-    world.use_database(&format!("{lost}_restored"));
-    brokers(&["psql", &format!("CREATE DATABASE {}", world.database)]);
-    postgres("pg_restore", &world.database, &[dump.to_str().unwrap()]);
-    postgres("vacuumdb", &world.database, &["--analyze-only"]);
-    brokers(&["psql", &format!("DROP DATABASE {lost}")]);
+    put_back(&mut world, &dump);
     let restored = ids(&world.database, ALL);
     let kafka: BTreeSet<String> = published.0.difference(&restored).cloned().collect();
     let nats: BTreeSet<String> = published.1.difference(&restored).cloned().collect();
@@ -120,7 +132,7 @@ fn a_database_put_back_knows_what_the_brokers_have_beyond_it() {
     assert!(gateway.stop().success());
 }
 
-fn admin() -> AdminClient<DefaultClientContext> {
+pub fn admin() -> AdminClient<DefaultClientContext> {
     ClientConfig::new().set("bootstrap.servers", address("KAFKA").unwrap()).create().unwrap()
 }
 
@@ -131,14 +143,18 @@ fn delete_topic(name: &str) {
     deleted.unwrap().remove(0).unwrap();
 }
 
+/// As where a site was lost: the database is put back from a dump, and a topic has nothing of what
+/// it says is there.
 #[test]
 fn what_a_topic_has_lost_is_published_again() {
-    let Some(world) = World::fresh() else { return };
+    let Some(mut world) = World::fresh() else { return };
     let mut gateway = Gateway::start(&world.settings());
     play(&gateway);
     let open = submitted(&gateway, &["--agent", "external", "--dataset", "d"]);
     finds(&reconcile(&gateway, &world, &["--wait", "60s"]), &[]);
     assert!(gateway.halt().success());
+    let dump = dumped(&gateway, &world);
+    put_back(&mut world, &dump);
     let lost = number(
         &world.database,
         "SELECT count(*) FROM legs JOIN events USING (position) \

@@ -1,77 +1,21 @@
-//! Brokers and a database as a gateway finds them on its first day.
+//! What these tests do with the brokers themselves.
 
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_nats::jetstream::Context;
-use event_gateway::domain::Id;
+use serde_json::json;
 
 use crate::environment::variable;
-
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+pub use crate::fresh::World;
 
 /// Jobs of this agent leave their command in the stream: nobody here consumes it.
 pub const CLUSTER: &str = "Cluster";
 
-/// Names of a test's own on the brokers, and the settings that say so.
-pub struct World {
-    settings: Vec<String>,
-    pub prefix: String,
-    pub vhost: String,
-    pub database: String,
-    _turn: MutexGuard<'static, ()>,
-}
-
 impl World {
-    /// `None` when there are no brokers and that is fine.
+    /// With an agent whose commands wait; `None` when there are no brokers and that is fine.
     pub fn fresh() -> Option<Self> {
-        let [rabbitmq, kafka, nats, registry, postgres] =
-            ["RABBITMQ", "KAFKA", "NATS", "REGISTRY", "POSTGRES"].map(address);
-        let (rabbitmq, kafka, nats, registry, postgres) = (rabbitmq?, kafka?, nats?, registry?, postgres?);
-        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        let id = Id::new().to_string().replace('-', "");
-        let (prefix, vhost, database) = (format!("t{id}-"), format!("t{id}"), format!("t{id}"));
-        brokers(&["rabbitmqctl", "rabbit1", "add_vhost", &vhost]);
-        let user = url::Url::parse(rabbitmq.split(',').next().unwrap()).unwrap().username().to_owned();
-        brokers(&["rabbitmqctl", "rabbit1", "set_permissions", "-p", &vhost, &user, ".*", ".*", ".*"]);
-        brokers(&["psql", &format!("CREATE DATABASE {database}")]);
-        forget_streams();
-        let mut database_url = url::Url::parse(&postgres).unwrap();
-        database_url.set_path(&database);
-        let settings = vec![
-            "brokers.mode=external".to_owned(),
-            format!("rabbitmq.urls={}", rabbitmq.replace("/%2f", &format!("/{vhost}"))),
-            format!("kafka.brokers={kafka}"),
-            format!("kafka.topic_prefix={prefix}"),
-            format!("nats.urls={nats}"),
-            format!("kafka.schema_registry_url={registry}"),
-            format!("store.url={database_url}"),
-            format!(
-                r#"runner.agents=[{{"name": "{CLUSTER}", "runner": "external", "claim": "jetstream", "any_dataset": true}}]"#
-            ),
-        ];
-        Some(Self { settings, prefix, vhost, database, _turn: turn })
-    }
-
-    /// From now on the gateways of this world use another database, which is there or comes.
-    pub fn use_database(&mut self, name: &str) {
-        let setting = self.settings.iter_mut().find(|setting| setting.starts_with("store.url=")).unwrap();
-        *setting = setting.replace(&format!("/{}", self.database), &format!("/{name}"));
-        self.database = name.to_owned();
-    }
-
-    /// For `--set`.
-    pub fn settings(&self) -> Vec<&str> {
-        self.settings.iter().map(String::as_str).collect()
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        // The directory of the brokers goes with the test run; this only keeps it small.
-        let forced = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.database);
-        run(&["psql", &forced]).ok();
-        run(&["rabbitmqctl", "rabbit1", "delete_vhost", &self.vhost]).ok();
+        let agent = json!([{ "name": CLUSTER, "runner": "external", "claim": "jetstream", "any_dataset": true }]);
+        Self::with(&[&format!("runner.agents={agent}")])
     }
 }
 
@@ -113,14 +57,4 @@ pub fn jetstream<T>(act: impl AsyncFnOnce(Context) -> T) -> T {
     let servers: Vec<String> = address("NATS").unwrap().split(',').map(str::to_owned).collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async { act(async_nats::jetstream::new(async_nats::connect(servers).await.unwrap())).await })
-}
-
-/// Streams of earlier tests hold commands of jobs that no database knows any more.
-fn forget_streams() {
-    jetstream(async |jetstream| {
-        for stream in ["COMMANDS_JOB", "COMMANDS_JOB_CANCEL"] {
-            // Mostly it is not there.
-            jetstream.delete_stream(stream).await.ok();
-        }
-    });
 }

@@ -10,8 +10,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::{Executor, PgConnection};
 
+use super::home::Home;
 use super::process::{Gateway, Setup, token, until};
-use super::server::Schema;
 use super::store::Place;
 
 /// An agent whose first run writes its process id to `pid` and then does `run`; later runs end
@@ -66,9 +66,9 @@ impl Running {
     }
 
     /// Starts again on the same data, and waits until the job has been tried again and is done.
-    async fn completes_after_restart(&self, dir: &Path, setup: Setup<'_>) {
+    async fn completes_after_restart(&self, home: &Home, setup: Setup<'_>) {
         let started = Instant::now();
-        let gateway = Gateway::start_as(dir, setup).await;
+        let gateway = Gateway::start_as(home, setup).await;
         println!("ready {:?} after a start on existing data", started.elapsed());
         until("no process of the life before is left", async || !is_alive(self.pid)).await;
         until("the job is tried again", async || self.job(&gateway).await["status"] == "COMPLETED").await;
@@ -85,28 +85,28 @@ impl Running {
 
 #[tokio::test]
 async fn term_ends_what_runs_and_the_next_start_tries_it_again() {
-    let dir = tempfile::tempdir().unwrap();
-    let agents = agent(dir.path(), "exec sleep 600");
+    let home = Home::new();
+    let agents = agent(home.path(), "exec sleep 600");
     let environment = [("GATEWAY__RUNNER__AGENTS", &*agents)];
-    let gateway = Gateway::start_as(dir.path(), Setup { environment: &environment, ..Setup::default() }).await;
-    let running = running(&gateway, dir.path()).await;
+    let gateway = Gateway::start_as(&home, Setup { environment: &environment, ..Setup::default() }).await;
+    let running = running(&gateway, home.path()).await;
     until("it is reported", async || running.job(&gateway).await["status"] == "RUNNING").await;
 
     let asked = Instant::now();
     assert!(gateway.stop().await, "exit code 0");
     println!("stopped after {:?}", asked.elapsed());
     assert!(!is_alive(running.pid), "its process ended with it");
-    running.completes_after_restart(dir.path(), Setup { environment: &environment, ..Setup::default() }).await;
+    running.completes_after_restart(&home, Setup { environment: &environment, ..Setup::default() }).await;
 }
 
 #[tokio::test]
 async fn a_second_term_ends_at_once_and_loses_nothing() {
-    let dir = tempfile::tempdir().unwrap();
+    let home = Home::new();
     // Stops for nobody but KILL.
-    let agents = agent(dir.path(), "trap '' TERM; while :; do sleep 1; done");
+    let agents = agent(home.path(), "trap '' TERM; while :; do sleep 1; done");
     let environment = [("GATEWAY__RUNNER__AGENTS", &*agents), ("GATEWAY__SHUTDOWN__LIMIT", "10m")];
-    let gateway = Gateway::start_as(dir.path(), Setup { environment: &environment, ..Setup::default() }).await;
-    let running = running(&gateway, dir.path()).await;
+    let gateway = Gateway::start_as(&home, Setup { environment: &environment, ..Setup::default() }).await;
+    let running = running(&gateway, home.path()).await;
     until("it is reported", async || running.job(&gateway).await["status"] == "RUNNING").await;
 
     let address = gateway.address().to_owned();
@@ -115,13 +115,13 @@ async fn a_second_term_ends_at_once_and_loses_nothing() {
     assert!(is_alive(running.pid), "it is still being waited for");
     gateway.terminate();
     assert_eq!(gateway.ended().await.code(), Some(130));
-    running.completes_after_restart(dir.path(), Setup { environment: &environment, ..Setup::default() }).await;
+    running.completes_after_restart(&home, Setup { environment: &environment, ..Setup::default() }).await;
 }
 
 #[tokio::test]
 async fn without_a_command_it_serves() {
-    let dir = tempfile::tempdir().unwrap();
-    let gateway = Gateway::start_as(dir.path(), Setup { arguments: Some(&[]), ..Setup::default() }).await;
+    let home = Home::new();
+    let gateway = Gateway::start_as(&home, Setup { arguments: Some(&[]), ..Setup::default() }).await;
     let page = reqwest::get(&gateway.url).await.unwrap();
     assert_eq!(page.status(), 200);
     let page = page.text().await.unwrap();
@@ -132,10 +132,10 @@ async fn without_a_command_it_serves() {
 }
 
 /// A place for a store, and a session beside the gateway's; `None` without a server.
-async fn postgres() -> Option<(Place, PgConnection)> {
-    let schema = Schema::create().await?;
-    let beside = schema.session().await;
-    Some((Place::Postgres(Box::new(schema)), beside))
+async fn postgres(home: &Home) -> Option<(Place, PgConnection)> {
+    let place = Place::postgres(home).await?;
+    let beside = place.open(home.path()).await.postgres();
+    Some((place, beside))
 }
 
 async fn submit(gateway: &Gateway) -> (u16, Value) {
@@ -147,15 +147,15 @@ async fn submit(gateway: &Gateway) -> (u16, Value) {
 /// takes longer than a read may.
 #[tokio::test]
 async fn it_starts_where_what_is_owed_cannot_be_counted() {
-    let Some((place, mut beside)) = postgres().await else { return };
+    let home = Home::new();
+    let Some((place, mut beside)) = postgres(&home).await else { return };
     let environment = place.environment();
     let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    let dir = tempfile::tempdir().unwrap();
     let setup = || Setup { environment: &environment, ..Setup::default() };
-    assert!(Gateway::start_as(dir.path(), setup()).await.stop().await, "its tables are there");
+    assert!(Gateway::start_as(&home, setup()).await.stop().await, "its tables are there");
 
     beside.execute("BEGIN; LOCK TABLE backlog IN ACCESS EXCLUSIVE MODE").await.expect("a lock");
-    let gateway = Gateway::start_as(dir.path(), setup()).await;
+    let gateway = Gateway::start_as(&home, setup()).await;
     let (status, answer) = submit(&gateway).await;
     assert_eq!(status, 201, "{answer}");
     beside.execute("ROLLBACK").await.expect("no lock");
@@ -165,11 +165,11 @@ async fn it_starts_where_what_is_owed_cannot_be_counted() {
 /// Reading goes on meanwhile, as on a disk that is full.
 #[tokio::test]
 async fn a_store_that_takes_nothing_is_named_by_readiness() {
-    let Some((place, mut beside)) = postgres().await else { return };
+    let home = Home::new();
+    let Some((place, mut beside)) = postgres(&home).await else { return };
     let environment = place.environment();
     let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    let dir = tempfile::tempdir().unwrap();
-    let gateway = Gateway::start_as(dir.path(), Setup { environment: &environment, ..Setup::default() }).await;
+    let gateway = Gateway::start_as(&home, Setup { environment: &environment, ..Setup::default() }).await;
     let readiness = async || {
         let answer = reqwest::get(format!("{}/readyz", gateway.url)).await.unwrap();
         (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
@@ -197,16 +197,16 @@ async fn a_store_that_takes_nothing_is_named_by_readiness() {
 /// The figures are of what there is.
 #[tokio::test]
 async fn health_is_sampled_with_the_figures_of_the_moment() {
-    let dir = tempfile::tempdir().unwrap();
-    let agents = agent(dir.path(), "exec sleep 1000");
+    let home = Home::new();
+    let agents = agent(home.path(), "exec sleep 1000");
     let environment = [
         ("GATEWAY__RUNNER__AGENTS", &*agents),
         ("GATEWAY__RUNNER__CONCURRENCY", "1"),
         ("GATEWAY__HEALTH__INTERVAL", "1s"),
     ];
     let setup = Setup { environment: &environment, ..Setup::default() };
-    let gateway = Gateway::start_as(dir.path(), setup).await;
-    let running = running(&gateway, dir.path()).await;
+    let gateway = Gateway::start_as(&home, setup).await;
+    let running = running(&gateway, home.path()).await;
     // Behind it in the queue.
     let submitted = json!({ "agent": "Once", "dataset_id": "alpha-cal/point-source-10ant.csv" });
     let (status, job) = gateway.call(Method::POST, "/api/v1/jobs", &running.user, Some(&submitted)).await;

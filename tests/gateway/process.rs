@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use event_gateway::auth::Authenticator;
 use event_gateway::config::Config;
+use event_gateway::config::setting::env_name;
 use event_gateway::domain::Role;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -16,10 +17,12 @@ use sqlx::{ConnectOptions, Row};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
+use crate::home::Home;
+
 pub const SECRET: &str = "a secret of the tests, long enough for HS256";
 
 /// Nothing that these tests wait for takes longer.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// How a gateway is started, where it differs from the usual.
 #[derive(Default)]
@@ -38,24 +41,25 @@ pub struct Gateway {
 
 impl Gateway {
     /// Starts it on a free port and waits until it is ready.
-    pub async fn start(data_dir: &Path) -> Self {
-        Self::start_as(data_dir, Setup::default()).await
+    pub async fn start(home: &Home) -> Self {
+        Self::start_as(home, Setup::default()).await
     }
 
-    pub async fn start_as(data_dir: &Path, setup: Setup<'_>) -> Self {
+    pub async fn start_as(home: &Home, setup: Setup<'_>) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_event-gateway"))
             .args(setup.arguments.unwrap_or(&["serve"]))
-            .current_dir(data_dir)
+            .current_dir(home.path())
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("GATEWAY__HTTP__LISTEN", "127.0.0.1:0")
             // These users are as fast as they can.
             .env("GATEWAY__HTTP__RATE_LIMIT", "0")
-            .env("GATEWAY__DATA__DIR", data_dir)
+            .env("GATEWAY__DATA__DIR", home.path())
             .env("GATEWAY__AUTH__JWT_SECRET", SECRET)
             .env("GATEWAY__LOG__FORMAT", "json")
             // Some count every event.
             .env("GATEWAY__HEALTH__INTERVAL", "0s")
+            .envs(home.settings().into_iter().map(|(key, value)| (env_name(key), value)))
             .envs(setup.environment.iter().copied())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -2,7 +2,6 @@
 //! on, and nothing is written anywhere. (`src/http/tests/refusals.rs` has every variant.)
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
 use event_gateway::client::{Socket, SocketError};
@@ -13,24 +12,27 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::process::{Gateway, SECRET, count, open, token, until};
+use super::home::Home;
+use super::process::{Gateway, SECRET, token, until};
+use super::store::{Database, OWED, Place};
 
-/// Rows of every table that requests can write to.
-async fn figures(dir: &Path) -> BTreeMap<&'static str, i64> {
-    let mut store = open(dir, "gateway.db").await;
+/// What a request can have written to, in a word per table.
+const FIGURES: [(&str, &str); 9] = [
+    ("jobs", "SELECT CAST(count(*) AS text) FROM jobs"),
+    ("last change of a job", "SELECT CAST(max(updated_at) AS text) FROM jobs"),
+    ("heads", "SELECT CAST(sum(last) AS text) FROM heads"),
+    ("events", "SELECT CAST(count(*) AS text) FROM events"),
+    ("legs", "SELECT CAST(count(*) AS text) FROM legs"),
+    ("idempotency", "SELECT CAST(count(*) AS text) FROM idempotency"),
+    ("inbox", "SELECT CAST(count(*) AS text) FROM inbox"),
+    ("backlog", "SELECT CAST(count(*) AS text) FROM backlog"),
+    ("audit_log", "SELECT CAST(count(*) AS text) FROM audit_log"),
+];
+
+async fn figures(store: &mut Database) -> BTreeMap<&'static str, Vec<[String; 1]>> {
     let mut figures = BTreeMap::new();
-    for (table, sql) in [
-        ("jobs", "SELECT count(*) FROM jobs"),
-        ("changes of jobs", "SELECT coalesce(sum(updated_at), 0) FROM jobs"),
-        ("heads", "SELECT coalesce(sum(last), 0) FROM heads"),
-        ("events", "SELECT count(*) FROM events"),
-        ("legs", "SELECT count(*) FROM legs"),
-        ("idempotency", "SELECT count(*) FROM idempotency"),
-        ("inbox", "SELECT count(*) FROM inbox"),
-        ("backlog", "SELECT count(*) FROM backlog"),
-        ("audit_log", "SELECT count(*) FROM audit_log"),
-    ] {
-        figures.insert(table, count(&mut store, sql).await);
+    for (table, sql) in FIGURES {
+        figures.insert(table, store.rows(sql).await);
     }
     figures
 }
@@ -41,17 +43,19 @@ const WAITING: usize = 120;
 /// A gateway with a job of ada that worker w runs, some that wait, and everything that follows
 /// from them written.
 struct Scene {
-    dir: tempfile::TempDir,
     gateway: Gateway,
+    store: Database,
     job: String,
     waiting: Vec<String>,
-    before: BTreeMap<&'static str, i64>,
+    before: BTreeMap<&'static str, Vec<[String; 1]>>,
+    /// Goes last.
+    home: Home,
 }
 
 impl Scene {
     async fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let gateway = Gateway::start(dir.path()).await;
+        let home = Home::new();
+        let gateway = Gateway::start(&home).await;
         let (ada, worker) = (token("ada", Role::User), token("w", Role::Worker));
         let job = json!({ "agent": "external", "dataset_id": "survey/1" });
         let (status, job) = gateway.call(Method::POST, "/api/v1/jobs", &ada, Some(&job)).await;
@@ -66,20 +70,10 @@ impl Scene {
         assert_eq!(status, 201, "{more}");
         let ids = more["items"].as_array().unwrap().iter();
         let waiting = ids.map(|job| job["id"].as_str().unwrap().to_owned()).collect();
-        let mut store = open(dir.path(), "gateway.db").await;
-        until("its consumers are done", async || {
-            count(&mut store, "SELECT count(*) FROM audit_log").await == 1 + WAITING as i64
-                && count(&mut store, "SELECT count(*) FROM legs WHERE state = 0").await == 0
-        })
-        .await;
-        let mut before = figures(dir.path()).await;
-        until("all is quiet", async || {
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            let now = figures(dir.path()).await;
-            std::mem::replace(&mut before, now.clone()) == now
-        })
-        .await;
-        Self { dir, gateway, job, waiting, before }
+        let mut store = Place::of(&home).open(home.path()).await;
+        until("every broker and consumer is done", async || store.count(OWED).await == 0).await;
+        let before = figures(&mut store).await;
+        Self { gateway, store, job, waiting, before, home }
     }
 
     fn request(&self, method: Method, path: &str, token: &str) -> RequestBuilder {
@@ -93,8 +87,8 @@ impl Scene {
     }
 
     /// Nothing has changed, and it still does its work.
-    async fn stays_as_before(self) {
-        assert_eq!(figures(self.dir.path()).await, self.before);
+    async fn stays_as_before(mut self) {
+        assert_eq!(figures(&mut self.store).await, self.before);
         let job = json!({ "agent": "external", "dataset_id": "survey/2" });
         let (status, job) =
             self.gateway.call(Method::POST, "/api/v1/jobs", &token("ada", Role::User), Some(&job)).await;
@@ -104,7 +98,7 @@ impl Scene {
 }
 
 /// Sends it and checks that the answer is a problem of this status and type, whole; its body.
-async fn refused(request: RequestBuilder, status: u16, slug: &str) -> Value {
+pub async fn refused(request: RequestBuilder, status: u16, slug: &str) -> Value {
     let response = request.send().await.unwrap();
     assert_eq!(response.headers()["content-type"], "application/problem+json", "{response:?}");
     let id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
@@ -156,9 +150,10 @@ async fn bad_requests_write_nothing() {
     // Agents and datasets.
     let of = |agent: &str, dataset: &str| json!({ "agent": agent, "dataset_id": dataset });
     wrong_field(scene.post("/api/v1/jobs", &ada, &of("Oracle", "d")), "agent").await;
-    let datasets = scene.dir.path().join("datasets");
-    std::os::unix::fs::symlink(scene.dir.path().join("gateway.db"), datasets.join("link.csv")).unwrap();
-    for outside in ["../gateway.db", "alpha-cal/../../gateway.db", "/etc/passwd", "link.csv", "%2e%2e/gateway.db"] {
+    let datasets = scene.home.path().join("datasets");
+    std::os::unix::fs::symlink(scene.home.path().join("gateway.lock"), datasets.join("link.csv")).unwrap();
+    for outside in ["../gateway.lock", "alpha-cal/../../gateway.lock", "/etc/passwd", "link.csv", "%2e%2e/gateway.lock"]
+    {
         wrong_field(scene.post("/api/v1/jobs", &ada, &of("AlphaCal", outside)), "dataset_id").await;
     }
 

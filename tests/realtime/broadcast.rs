@@ -1,15 +1,17 @@
 //! The broadcast queue of one instance: delivers what it is given, loses it, or is away.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
-use event_gateway::broker::{
-    AckToken, Delivery, Encoding, Inbound, Position, Subscriber, Subscription, SubscriptionLost,
-};
+use event_gateway::broker::{AckToken, Delivery, Inbound, Subscriber, Subscription, SubscriptionLost};
 use event_gateway::domain::Event;
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
+
+use crate::gateway::until;
+use crate::held::Held;
+use crate::rabbit::Rabbit;
 
 /// What happens to events that are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,24 +21,51 @@ pub enum Mode {
     Lose,
 }
 
+/// What carries it.
+pub enum Carrier {
+    Held(Arc<Held>),
+    Rabbit(Rabbit),
+}
+
 pub struct Broadcast {
-    queue: Mutex<Option<mpsc::UnboundedSender<Delivery>>>,
+    carrier: Carrier,
     mode: Mutex<Mode>,
-    /// Subscribing fails.
-    away: Mutex<bool>,
-    token: AtomicU64,
-    pub subscribed: tokio::sync::Notify,
+    away: AtomicBool,
+    /// Messages that a queue has taken.
+    taken: AtomicU64,
+    reader: Arc<Reader>,
+}
+
+/// What the live consumer has done.
+#[derive(Default)]
+struct Reader {
+    subscribed: Notify,
+    acknowledged: AtomicU64,
 }
 
 impl Broadcast {
-    pub fn new() -> Arc<Self> {
+    pub fn over(carrier: Carrier) -> Arc<Self> {
         Arc::new(Self {
-            queue: Mutex::new(None),
+            carrier,
             mode: Mutex::new(Mode::Deliver),
-            away: Mutex::new(false),
-            token: AtomicU64::new(0),
-            subscribed: tokio::sync::Notify::new(),
+            away: AtomicBool::new(false),
+            taken: AtomicU64::new(0),
+            reader: Arc::default(),
         })
+    }
+
+    /// For the live consumer.
+    pub fn subscriber(&self) -> Arc<dyn Subscriber> {
+        let carrier: Arc<dyn Subscriber> = match &self.carrier {
+            Carrier::Held(held) => held.clone(),
+            Carrier::Rabbit(rabbit) => rabbit.subscriber(),
+        };
+        Arc::new(Watched { carrier, reader: self.reader.clone() })
+    }
+
+    /// Waits for the next time that it subscribes.
+    pub async fn subscribed(&self) {
+        self.reader.subscribed.notified().await;
     }
 
     pub fn set_mode(&self, mode: Mode) {
@@ -45,65 +74,69 @@ impl Broadcast {
 
     /// The broker goes away, or comes back.
     pub fn set_away(&self, away: bool) {
-        *self.away.lock() = away;
-        if away {
-            *self.queue.lock() = None;
+        self.away.store(away, Ordering::Relaxed);
+        match &self.carrier {
+            Carrier::Held(held) => held.set_away(away),
+            Carrier::Rabbit(rabbit) => rabbit.set_away(away),
         }
     }
 
     /// Takes committed events, in the order given, those that browsers see.
-    pub fn send(&self, events: &[Arc<Event>]) {
-        if *self.mode.lock() == Mode::Lose {
+    pub async fn send(&self, events: &[Arc<Event>]) {
+        if *self.mode.lock() == Mode::Lose || self.away.load(Ordering::Relaxed) {
             return;
         }
-        let queue = self.queue.lock();
-        let Some(queue) = &*queue else { return };
         for event in events.iter().filter(|event| !event.event_type.audience.is_empty()) {
-            let delivery = Delivery {
-                headers: Ok(Arc::new(event.headers())),
-                encoding: Encoding::Json,
-                body: event.payload.json.clone(),
-                position: Position { log: "test".into(), partition: 0, offset: None },
-                key: event.event_type.name.clone(),
-                token: AckToken(self.token.fetch_add(1, Ordering::Relaxed)),
-                redelivered: false,
+            let taken = match &self.carrier {
+                Carrier::Held(held) => held.send(event),
+                Carrier::Rabbit(rabbit) => rabbit.send(event).await,
             };
-            // The subscriber has gone meanwhile: as if the queue were.
-            let _ = queue.send(delivery);
+            self.taken.fetch_add(taken.into(), Ordering::Relaxed);
+        }
+    }
+
+    /// Waits until the live consumer is done with everything that was sent.
+    pub async fn drained(&self) {
+        until("the queue to be empty", || {
+            self.reader.acknowledged.load(Ordering::Relaxed) >= self.taken.load(Ordering::Relaxed)
+        })
+        .await;
+    }
+
+    pub async fn stop(&self) {
+        if let Carrier::Rabbit(rabbit) = &self.carrier {
+            rabbit.stop().await;
         }
     }
 }
 
+/// Notes what its reader does.
+struct Watched<C> {
+    reader: Arc<Reader>,
+    carrier: C,
+}
+
 #[async_trait]
-impl Subscriber for Broadcast {
-    async fn subscribe(&self, _subscription: &Subscription) -> Result<Box<dyn Inbound>, SubscriptionLost> {
-        if *self.away.lock() {
-            return Err(SubscriptionLost("away".into()));
-        }
-        let (sender, receiver) = mpsc::unbounded_channel();
-        *self.queue.lock() = Some(sender);
-        self.subscribed.notify_one();
-        Ok(Box::new(Queue(receiver)))
+impl Subscriber for Watched<Arc<dyn Subscriber>> {
+    async fn subscribe(&self, subscription: &Subscription) -> Result<Box<dyn Inbound>, SubscriptionLost> {
+        let carrier = self.carrier.subscribe(subscription).await?;
+        self.reader.subscribed.notify_one();
+        Ok(Box::new(Watched { reader: self.reader.clone(), carrier }))
     }
 }
 
-struct Queue(mpsc::UnboundedReceiver<Delivery>);
-
 #[async_trait]
-impl Inbound for Queue {
+impl Inbound for Watched<Box<dyn Inbound>> {
     async fn receive(&mut self, max: usize) -> Result<Vec<Delivery>, SubscriptionLost> {
-        let mut batch = Vec::new();
-        match self.0.recv_many(&mut batch, max).await {
-            0 => Err(SubscriptionLost("the broker went away".into())),
-            _ => Ok(batch),
-        }
+        self.carrier.receive(max).await
     }
 
-    async fn ack(&mut self, _tokens: &[AckToken]) -> Result<(), SubscriptionLost> {
-        Ok(())
+    async fn ack(&mut self, tokens: &[AckToken]) -> Result<(), SubscriptionLost> {
+        self.reader.acknowledged.fetch_add(tokens.len() as u64, Ordering::Relaxed);
+        self.carrier.ack(tokens).await
     }
 
     async fn lag(&mut self) -> Option<u64> {
-        None
+        self.carrier.lag().await
     }
 }

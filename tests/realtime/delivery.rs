@@ -53,7 +53,8 @@ async fn events_out_of_order_are_delivered_in_order() {
     gateway.broadcast.set_mode(Mode::Deliver);
     events.reverse();
     events.extend(events.clone());
-    gateway.broadcast.send(&events);
+    gateway.broadcast.send(&events).await;
+    gateway.broadcast.drained().await;
     follow(&mut client, &format!("job:{job}"), 2, 42).await;
     let again = client.received().await.into_iter().filter(|event| event.channel().starts_with("job:")).count();
     assert_eq!(again, 0, "repeats are dropped");
@@ -72,7 +73,7 @@ async fn sockets_stay_live_while_the_broker_is_away() {
     follow(&mut client, &name, 2, 7).await;
     // While it comes back events go on; none is lost on either side of the subscription.
     gateway.broadcast.set_away(false);
-    gateway.broadcast.subscribed.notified().await;
+    gateway.broadcast.subscribed().await;
     gateway.report(job, 5).await;
     follow(&mut client, &name, 7, 12).await;
     gateway.stop().await;
@@ -93,7 +94,8 @@ async fn what_the_instance_commits_itself_needs_no_broker() {
     gateway.own.committed(&events);
     follow(&mut client, &format!("job:{job}"), 2, 4).await;
     gateway.broadcast.set_mode(Mode::Deliver);
-    gateway.broadcast.send(&events);
+    gateway.broadcast.send(&events).await;
+    gateway.broadcast.drained().await;
     let again = client.received().await.into_iter().filter(|event| event.channel().starts_with("job:")).count();
     assert_eq!(again, 0, "the queue brings them once more");
     gateway.stop().await;

@@ -17,14 +17,15 @@ use event_gateway::domain::job::{
 };
 use event_gateway::domain::{Event, Id, Role, Timestamp};
 use event_gateway::realtime::{Options, Realtime};
-use event_gateway::store::sqlite::SqliteStore;
 use event_gateway::store::{JobWrite, Outcome, Store, Unit};
 use event_gateway::telemetry::Metrics;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::broadcast::Broadcast;
+use crate::broadcast::{Broadcast, Carrier};
 use crate::client::Client;
+use crate::fresh::World;
+use crate::rabbit::Rabbit;
 
 pub const SECRET: &str = "a secret for tests that is long enough, and only for tests";
 
@@ -41,7 +42,9 @@ pub struct Gateway {
     stop: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
     progress: AtomicU32,
-    _dir: Option<tempfile::TempDir>,
+    _dir: tempfile::TempDir,
+    /// Goes after everything that uses it.
+    _world: Option<World>,
 }
 
 impl Gateway {
@@ -51,22 +54,30 @@ impl Gateway {
 
     pub async fn start_with(change: impl FnOnce(&mut Options)) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = Config::defaults_in(dir.path(), &[("auth.jwt_secret", SECRET)]).unwrap();
+        let world = World::chosen_without_nats();
+        let mut set = world.as_ref().map(World::pairs).unwrap_or_default();
+        set.push(("auth.jwt_secret", SECRET));
+        let config = Config::defaults_in(dir.path(), &set).unwrap();
         let catalogue = Catalogue::load(&[]).unwrap();
         let factory = Arc::new(EventFactory::new(catalogue.clone(), HashSet::new(), 512_000));
-        let store: Arc<dyn Store> =
-            Arc::new(SqliteStore::open(&dir.path().join("gateway.db"), factory.clone()).await.unwrap());
+        let store = event_gateway::app::open_store(&config, factory.clone()).await.unwrap();
+        // Nobody renews it.
+        store.enroll("test", Duration::from_secs(3600)).await.unwrap();
         let auth = Authenticator::new(&config.auth, dir.path()).unwrap();
         let metrics = Metrics::new();
         let mut options = Options::from(&config.live);
         change(&mut options);
         let realtime = Realtime::new(options, store.clone(), auth.clone(), metrics.clone());
-        let broadcast = Broadcast::new();
+        let carrier = match &world {
+            None => Carrier::Held(Arc::default()),
+            Some(_) => Carrier::Rabbit(Rabbit::open(&config, &catalogue).await),
+        };
+        let broadcast = Broadcast::over(carrier);
         let stop = CancellationToken::new();
         let live = Live {
             realtime: realtime.clone(),
             store: store.clone(),
-            subscriber: broadcast.clone(),
+            subscriber: broadcast.subscriber(),
             catalogue,
             metrics: metrics.clone(),
             instance: "test".into(),
@@ -74,7 +85,7 @@ impl Gateway {
         };
         let (own, committed) = own_events();
         let mut tasks = live.spawn(committed, &stop);
-        broadcast.subscribed.notified().await;
+        broadcast.subscribed().await;
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let tuning = realtime.clone();
@@ -102,7 +113,8 @@ impl Gateway {
             tasks,
             // 0 is where a job starts: a repeat.
             progress: AtomicU32::new(1),
-            _dir: Some(dir),
+            _dir: dir,
+            _world: world,
         }
     }
 
@@ -112,6 +124,8 @@ impl Gateway {
         for task in self.tasks {
             task.await.unwrap();
         }
+        self.broadcast.stop().await;
+        self.store.close().await;
     }
 
     pub fn token(&self, user: &str, role: Role) -> String {
@@ -141,7 +155,7 @@ impl Gateway {
             let Outcome::Committed { events, .. } = outcome else { panic!("{outcome:?}") };
             all.extend(events);
         }
-        self.broadcast.send(&all);
+        self.broadcast.send(&all).await;
         all
     }
 

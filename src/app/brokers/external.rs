@@ -11,14 +11,14 @@ use tokio::time::Instant;
 
 use super::StartError;
 use crate::broker::dead_letters::DeadLetterSource;
-use crate::broker::kafka::{self, Kafka};
+use crate::broker::kafka::{Kafka, KafkaHealth};
 use crate::broker::nats::{Nats, NatsTopology};
 use crate::broker::rabbitmq::{self, RabbitMq};
 use crate::broker::{Publisher, Subscriber, Subscription};
 use crate::config::{BrokerMode, Config};
 use crate::domain::Broker;
 use crate::domain::catalogue::Catalogue;
-use crate::telemetry::readiness::{Latch, Readiness};
+use crate::telemetry::readiness::{Latch, Readiness, Standing};
 
 /// Clients of those that are configured.
 pub struct External {
@@ -84,17 +84,19 @@ impl External {
         let mut tasks = Vec::new();
         let latch = |name| readiness.optional_latch(name);
         if let Some(rabbitmq) = &self.rabbitmq {
-            let follow = follow(rabbitmq.health(), latch("rabbitmq"), rabbitmq::Health::trouble);
+            let follow = follow(rabbitmq.health(), latch("rabbitmq"), |health| {
+                standing(health.up, health.trouble().unwrap_or_default())
+            });
             tasks.push(crate::task::spawn("rabbitmq-readiness", follow));
         }
         if let Some(kafka) = &self.kafka {
-            let cluster = follow(kafka.watch(), latch("kafka"), |health| wrong_with(&health.cluster));
-            let registry = follow(kafka.watch(), latch("schema-registry"), |health| wrong_with(&health.registry));
+            let cluster = follow(kafka.watch(), latch("kafka"), |health| health.cluster.clone());
+            let registry = follow(kafka.watch(), latch("schema-registry"), |health| health.registry.clone());
             tasks.push(crate::task::spawn("kafka-readiness", cluster));
             tasks.push(crate::task::spawn("registry-readiness", registry));
         }
         if let Some(nats) = &self.nats {
-            let follow = follow(nats.health(), latch("nats"), |health| unless(health.up, &health.why));
+            let follow = follow(nats.health(), latch("nats"), |health| standing(health.up, health.why.clone()));
             tasks.push(crate::task::spawn("nats-readiness", follow));
         }
         tasks
@@ -109,7 +111,7 @@ impl External {
             wrong.extend(why.map(|why| (Broker::Rabbitmq, why)));
         }
         if let Some(kafka) = &self.kafka {
-            let either = |health: &kafka::KafkaHealth| wrong_with(&health.cluster).or(wrong_with(&health.registry));
+            let either = |health: &KafkaHealth| wrong_with(&health.cluster).or(wrong_with(&health.registry));
             wrong.extend(settled(kafka.watch(), deadline, either).await.map(|why| (Broker::Kafka, why)));
         }
         if let Some(nats) = &self.nats {
@@ -136,10 +138,19 @@ fn unless(up: bool, why: &str) -> Option<String> {
     (!up).then(|| why.to_owned())
 }
 
-fn wrong_with(health: &kafka::Health) -> Option<String> {
+fn wrong_with(health: &Standing) -> Option<String> {
     match health {
-        kafka::Health::Up => None,
-        kafka::Health::Down(why) => Some(why.clone()),
+        Standing::Up | Standing::Degraded(_) => None,
+        Standing::Down(why) => Some(why.clone()),
+    }
+}
+
+/// Of a component that works although there is something to say.
+fn standing(up: bool, why: String) -> Standing {
+    match (up, why.is_empty()) {
+        (true, true) => Standing::Up,
+        (true, false) => Standing::Degraded(why),
+        (false, _) => Standing::Down(why),
     }
 }
 
@@ -154,14 +165,10 @@ async fn settled<T>(
     wrong(&health.borrow())
 }
 
-/// Holds `latch` up as long as nothing is `wrong`; ends with the client it follows.
-async fn follow<T>(mut health: watch::Receiver<T>, latch: Latch, wrong: impl Fn(&T) -> Option<String>) {
+/// Keeps `latch` as the client stands; ends with it.
+async fn follow<T>(mut health: watch::Receiver<T>, latch: Latch, standing: impl Fn(&T) -> Standing) {
     loop {
-        let why = wrong(&health.borrow_and_update());
-        match why {
-            None => latch.up(),
-            Some(why) => latch.down(&why),
-        }
+        latch.set(&standing(&health.borrow_and_update()));
         if health.changed().await.is_err() {
             return;
         }

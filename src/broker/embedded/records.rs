@@ -6,8 +6,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::database::Database;
-use super::topology::{EmbeddedTopology, LogSpec, Retention};
-use crate::broker::{BrokerLog, Extent, Keeps, LogError, LogReader, LogRecord, Position};
+use super::topology::{EmbeddedTopology, LogSpec, Reads, Retention};
+use crate::broker::{BrokerLog, Extent, Keeps, LogError, LogReader, LogRecord, Position, QueueDepth, Source};
 use crate::domain::Broker;
 use crate::domain::catalogue::{Route, covers};
 
@@ -21,18 +21,37 @@ pub struct EmbeddedLog {
     specs: Vec<LogSpec>,
     /// Subject filters and their streams.
     subjects: Vec<(Arc<str>, Arc<str>)>,
+    /// What this broker's queues are filled from.
+    queues: Vec<Reads>,
 }
 
 impl EmbeddedLog {
     /// Opens the file read-only when it is first read. `topology` says how long each log
-    /// is kept; a contradiction in it is found by [`super::Embedded::open`].
+    /// is kept and which queues there are; a contradiction in it is found by [`super::Embedded::open`].
     pub fn new(path: &Path, broker: Broker, topology: &EmbeddedTopology) -> Self {
         let subjects = topology
             .streams
             .iter()
             .flat_map(|stream| stream.subjects.iter().map(|subject| (subject.clone(), stream.name.clone())))
             .collect();
-        Self { broker, database: Database::open_read_only(path), specs: topology.check().unwrap_or_default(), subjects }
+        let queues = topology.consumers.iter().filter(|consumer| matches!(consumer.source, Source::Queue { .. }));
+        let queues = queues.filter_map(|queue| Reads::of(queue).ok()).filter(|reads| reads.broker == broker).collect();
+        let (database, specs) = (Database::open_read_only(path), topology.check().unwrap_or_default());
+        Self { broker, database, specs, subjects, queues }
+    }
+
+    /// What lies before this queue: all of it, whether it is for the queue or not.
+    async fn depth(&self, queue: &Reads) -> Result<u64, sqlx::Error> {
+        let standings = self.database.standings(self.broker, &queue.group).await?;
+        let mut messages = 0;
+        for (id, log, _) in self.database.partitions(self.broker).await? {
+            if queue.logs.iter().any(|(name, _)| **name == *log) {
+                let end = self.database.extent(id).await?.1;
+                let (next, unacked) = standings.get(&id).map_or((0, 0), |at| (at.next, at.unacked.len() as u64));
+                messages += u64::try_from(end - next).unwrap_or(0) + unacked;
+            }
+        }
+        Ok(messages)
     }
 
     fn keeps(&self, log: &str, records: i64) -> Keeps {
@@ -93,6 +112,16 @@ impl BrokerLog for EmbeddedLog {
             next: extent.start,
             extent: extent.clone(),
         }))
+    }
+
+    /// What was handed out and not acknowledged is counted, too.
+    async fn queues(&self) -> Result<Vec<QueueDepth>, LogError> {
+        let mut depths = Vec::with_capacity(self.queues.len());
+        for queue in &self.queues {
+            let depth = self.depth(queue).await.map_err(|why| failed(self.broker, &self.database, &why))?;
+            depths.push(QueueDepth { name: queue.group.clone(), messages: depth, holders: 0 });
+        }
+        Ok(depths)
     }
 }
 

@@ -114,6 +114,11 @@ impl Complaints {
         self.0.lock().clone()
     }
 
+    /// The newest in brackets, behind a reason; nothing where there is none.
+    pub fn in_brackets(&self) -> String {
+        self.last().map(|why| format!(" ({why})")).unwrap_or_default()
+    }
+
     pub fn clear(&self) {
         *self.0.lock() = None;
     }
@@ -149,5 +154,21 @@ pub(super) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
             tracing::error!(facility, message, "librdkafka");
         }
         _ => tracing::debug!(facility, message, "librdkafka"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What order and durability rest on, and what Java's clients do, too.
+    #[test]
+    fn producers_are_idempotent_and_partition_as_java_does() {
+        let directory = tempfile::tempdir().unwrap();
+        let config =
+            crate::config::Config::defaults_in(directory.path(), &[]).unwrap_or_else(|wrong| panic!("{wrong}"));
+        let producer = producer(&config.kafka);
+        let settings = ["acks", "enable.idempotence", "partitioner", "compression.type"].map(|key| producer.get(key));
+        assert_eq!(settings, [Some("all"), Some("true"), Some("murmur2_random"), Some("lz4")]);
     }
 }

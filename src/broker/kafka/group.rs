@@ -5,26 +5,24 @@
 //! messages together are at most the prefetch; when that is reached for long, partitions
 //! are paused and polling goes on, so that the group keeps its member.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode as Code};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::statistics::Statistics;
-use rdkafka::{ClientContext, Offset, TopicPartitionList};
+use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{self, Complaints};
 use super::headers;
-use super::keeper::ConsumerHealth;
+use super::identity::TopicId;
+use super::rebalance::Group;
 use crate::broker::AckToken;
-use crate::domain::Timestamp;
 use crate::domain::event::Headers;
 
 /// One poll; what ends or stores positions waits at most so long.
@@ -36,6 +34,9 @@ const FULL: Duration = Duration::from_millis(500);
 const ENDS: Duration = Duration::from_secs(2);
 const ANSWER: Duration = Duration::from_secs(1);
 
+/// What a position's metadata begins with; then comes the id of the topic.
+const TOPIC_ID: &str = "topic-id:";
+
 /// A partition of a topic.
 pub(super) type Place = (Arc<str>, i32);
 
@@ -46,15 +47,13 @@ pub(super) struct Received {
     pub key: Arc<str>,
     pub headers: Result<Headers, String>,
     pub body: Bytes,
-    /// When it was written, in ms since 1970.
-    written: i64,
 }
 
 /// How far a partition of ours is done.
 #[derive(Default)]
 struct Progress {
-    /// Offsets received and not acknowledged, with when they were written.
-    open: BTreeMap<i64, i64>,
+    /// Offsets received and not acknowledged.
+    open: BTreeSet<i64>,
     /// One after the last offset received.
     next: Option<i64>,
     /// Changed since it was last stored.
@@ -68,7 +67,7 @@ struct Progress {
 impl Progress {
     /// The first offset not done with.
     fn position(&self) -> Option<i64> {
-        self.open.keys().next().copied().or(self.next)
+        self.open.first().copied().or(self.next)
     }
 
     /// Messages not done with; `None` until the brokers have told where the partition ends:
@@ -102,6 +101,9 @@ impl Inner {
 /// What the thread and the subscription share.
 pub(super) struct State {
     pub consumer: Arc<str>,
+    /// The topics that are read, as they were before the group was joined, as far as that is known.
+    /// Positions are stored with these ids: offsets of another topic of the same name mean nothing.
+    topics: OnceLock<HashMap<Arc<str>, TopicId>>,
     prefetch: usize,
     handover: Duration,
     inner: Mutex<Inner>,
@@ -117,12 +119,39 @@ impl State {
     pub fn new(consumer: Arc<str>, prefetch: usize, handover: Duration) -> Self {
         Self {
             consumer,
+            topics: OnceLock::new(),
             prefetch: prefetch.max(1),
             handover,
             inner: Mutex::default(),
             arrived: Notify::new(),
             changed: Condvar::new(),
             ended: CancellationToken::new(),
+        }
+    }
+
+    /// Before the group is joined.
+    pub fn reads(&self, topics: HashMap<Arc<str>, TopicId>) {
+        let _ = self.topics.set(topics);
+    }
+
+    fn id(&self, topic: &str) -> Option<&TopicId> {
+        self.topics.get()?.get(topic)
+    }
+
+    /// Was a position with this metadata stored in another topic of that name? Not known of those of
+    /// versions before, or of other tools, which say nothing about it.
+    pub fn is_of_another(&self, topic: &str, metadata: &str) -> bool {
+        let of = metadata.strip_prefix(TOPIC_ID);
+        of.zip(self.id(topic)).is_some_and(|(of, id)| *of != **id)
+    }
+
+    /// Ends the subscription if one of its topics is not the same any more: the next one begins at
+    /// the new one's beginning.
+    pub fn compare(&self, now: &HashMap<Arc<str>, TopicId>) {
+        for (topic, id) in now {
+            if self.id(topic).is_some_and(|before| before != id) {
+                self.lose(format!("topic {topic} was deleted and is another one now"));
+            }
         }
     }
 
@@ -133,13 +162,20 @@ impl State {
         self.arrived.notify_waiters();
     }
 
+    /// Is there no more to do than to leave the group?
+    pub fn is_over(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.stopping || inner.lost.is_some()
+    }
+
     /// Why nothing comes any more.
     pub fn lost(&self) -> Option<String> {
         self.inner.lock().lost.clone()
     }
 
-    fn lose(&self, why: String) {
+    pub fn lose(&self, why: String) {
         self.inner.lock().lost.get_or_insert(why);
+        self.changed.notify_all();
         self.arrived.notify_waiters();
     }
 
@@ -188,15 +224,9 @@ impl State {
         self.inner.lock().lag()
     }
 
-    pub fn figures(&self) -> ConsumerHealth {
-        let inner = self.inner.lock();
-        let oldest = inner.ours.values().filter_map(|progress| progress.open.values().next()).min();
-        ConsumerHealth {
-            consumer: self.consumer.clone(),
-            partitions: inner.ours.len(),
-            lag_messages: inner.lag(),
-            lag_seconds: oldest.map_or(0.0, |written| (Timestamp::now().0 - written).max(0) as f64 / 1000.0),
-        }
+    /// Partitions that the group has given us.
+    pub fn partitions(&self) -> usize {
+        self.inner.lock().ours.len()
     }
 
     fn is_full(&self, inner: &Inner) -> bool {
@@ -224,11 +254,10 @@ impl State {
             key: String::from_utf8_lossy(message.key().unwrap_or_default()).into(),
             headers: headers::read(message.headers()),
             body: Bytes::copy_from_slice(message.payload().unwrap_or_default()),
-            written: message.timestamp().to_millis().unwrap_or_default(),
         };
         let mut inner = self.inner.lock();
         let Some(progress) = inner.ours.get_mut(&received.place) else { return };
-        progress.open.insert(received.offset, received.written);
+        progress.open.insert(received.offset);
         progress.next = Some(received.offset + 1);
         inner.buffer.push_back(received);
         drop(inner);
@@ -248,7 +277,7 @@ impl State {
     }
 
     /// Positions to store, with what is new in them.
-    fn positions(&self, only: Option<&[Place]>) -> Option<TopicPartitionList> {
+    pub fn positions(&self, only: Option<&[Place]>) -> Option<TopicPartitionList> {
         let mut inner = self.inner.lock();
         let mut list = TopicPartitionList::new();
         for (place, progress) in &mut inner.ours {
@@ -258,6 +287,8 @@ impl State {
             let Some(position) = progress.position() else { continue };
             if let Err(error) = list.add_partition_offset(&place.0, place.1, Offset::Offset(position)) {
                 tracing::warn!(consumer = %self.consumer, %error, "a position cannot be stored");
+            } else if let (Some(mut stored), Some(id)) = (list.find_partition(&place.0, place.1), self.id(&place.0)) {
+                stored.set_metadata(format!("{TOPIC_ID}{id}"));
             }
         }
         (list.count() > 0).then_some(list)
@@ -265,7 +296,7 @@ impl State {
 
     /// Lets go of partitions: nothing of them is handed out any more, and what is being
     /// handled gets some time to be acknowledged, so that the next owner does not see it.
-    fn hand_over(&self, places: &[Place]) {
+    pub fn hand_over(&self, places: &[Place]) {
         let mut inner = self.inner.lock();
         let mut dropped = Vec::new();
         inner.buffer.retain(|message| {
@@ -283,7 +314,9 @@ impl State {
             }
         }
         let limit = Instant::now() + self.handover;
-        while !inner.stopping && inner.tokens.values().any(|(place, _)| places.contains(place)) {
+        // Nobody acknowledges any more what is lost.
+        while !inner.stopping && inner.lost.is_none() && inner.tokens.values().any(|(place, _)| places.contains(place))
+        {
             if self.changed.wait_until(&mut inner, limit).timed_out() {
                 tracing::debug!(consumer = %self.consumer, "what is being handled will be handled again elsewhere");
                 break;
@@ -291,32 +324,9 @@ impl State {
         }
     }
 
-    fn forget(&self, places: &[Place]) {
+    /// What the brokers have told about our partitions.
+    pub fn told(&self, statistics: &Statistics) {
         let mut inner = self.inner.lock();
-        inner.tokens.retain(|_, (place, _)| !places.contains(place));
-        inner.ours.retain(|place, _| !places.contains(place));
-        drop(inner);
-        self.changed.notify_all();
-    }
-}
-
-/// What librdkafka calls from within poll.
-pub(super) struct Group {
-    pub state: Arc<State>,
-    pub complaints: Arc<Complaints>,
-}
-
-impl ClientContext for Group {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        connection::log(level, facility, message);
-    }
-
-    fn error(&self, error: ClientError, reason: &str) {
-        self.complaints.note(&error, reason);
-    }
-
-    fn stats(&self, statistics: Statistics) {
-        let mut inner = self.state.inner.lock();
         let known = |offset: i64| (offset >= 0).then_some(offset);
         for ((topic, partition), progress) in &mut inner.ours {
             let Some(told) = statistics.topics.get(&**topic).and_then(|topic| topic.partitions.get(partition)) else {
@@ -327,52 +337,25 @@ impl ClientContext for Group {
             progress.start = start.or(progress.start);
         }
     }
-}
 
-fn places(list: &TopicPartitionList) -> Vec<Place> {
-    list.elements().iter().map(|element| (element.topic().into(), element.partition())).collect()
-}
-
-impl ConsumerContext for Group {
-    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        let Rebalance::Revoke(list) = rebalance else { return };
-        let places = places(list);
-        if places.is_empty() {
-            return;
-        }
-        let lost = consumer.assignment_lost();
-        if !lost {
-            self.state.hand_over(&places);
-            if let Some(positions) = self.state.positions(Some(&places)) {
-                store(&self.state, consumer, &positions);
-                if let Err(error) = consumer.commit(&positions, CommitMode::Sync) {
-                    tracing::debug!(consumer = %self.state.consumer, %error, "positions are not committed");
-                }
-            }
-        }
-        tracing::debug!(consumer = %self.state.consumer, partitions = places.len(), lost, "partitions go");
-        self.state.forget(&places);
+    /// The group has given us these, or none.
+    pub fn come(&self, places: Vec<Place>) {
+        let mut inner = self.inner.lock();
+        inner.assigned = true;
+        inner.ours.extend(places.into_iter().map(|place| (place, Progress::default())));
     }
 
-    fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        match rebalance {
-            Rebalance::Assign(list) => {
-                let places = places(list);
-                tracing::debug!(consumer = %self.state.consumer, partitions = places.len(), "partitions come");
-                let mut inner = self.state.inner.lock();
-                inner.assigned = true;
-                for place in places {
-                    inner.ours.insert(place, Progress::default());
-                }
-            }
-            Rebalance::Revoke(_) => {}
-            Rebalance::Error(error) => tracing::warn!(consumer = %self.state.consumer, %error, "rebalance"),
-        }
+    pub fn forget(&self, places: &[Place]) {
+        let mut inner = self.inner.lock();
+        inner.tokens.retain(|_, (place, _)| !places.contains(place));
+        inner.ours.retain(|place, _| !places.contains(place));
+        drop(inner);
+        self.changed.notify_all();
     }
 }
 
 /// Partitions that have gone meanwhile are refused: the next owner repeats a little.
-fn store(state: &State, consumer: &BaseConsumer<Group>, positions: &TopicPartitionList) {
+pub(super) fn store(state: &State, consumer: &BaseConsumer<Group>, positions: &TopicPartitionList) {
     if let Err(error) = consumer.store_offsets(positions) {
         tracing::debug!(consumer = %state.consumer, %error, "positions of partitions that have gone");
     }
@@ -393,7 +376,7 @@ pub(super) fn start(state: Arc<State>, consumer: BaseConsumer<Group>, topics: Ve
 fn run(state: &State, consumer: BaseConsumer<Group>, topics: &[Arc<str>]) {
     let mut paused = false;
     let mut asked = Instant::now();
-    while !state.inner.lock().stopping {
+    while !state.is_over() {
         if let Some(positions) = state.positions(None) {
             store(state, &consumer, &positions);
         }
@@ -407,13 +390,9 @@ fn run(state: &State, consumer: BaseConsumer<Group>, topics: &[Arc<str>]) {
             Some(Ok(message)) => state.receive(&message, topics),
             Some(Err(ClientError::MessageConsumptionFatal(code))) => {
                 state.lose(format!("the client has failed for good: {code}"));
-                break;
             }
             // A topic was deleted, rights were taken away: a new subscription says what is wrong.
-            Some(Err(error)) if is_final(&error) => {
-                state.lose(error.to_string());
-                break;
-            }
+            Some(Err(error)) if is_final(&error) => state.lose(error.to_string()),
             // Everything else the client recovers from by itself.
             Some(Err(error)) => tracing::debug!(consumer = %state.consumer, %error, "while polling"),
         }

@@ -2,15 +2,17 @@
 //! deletes are declared again.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use rdkafka::client::Client;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::metadata::Metadata;
 use tokio::time::Instant;
 
 use super::connection::{self, Context};
 use super::{CLOSED, KafkaError, Shared, topology};
+pub use crate::telemetry::readiness::Standing as Health;
 
 /// Between two looks while all is well, and while something is not.
 const CALM: Duration = Duration::from_secs(5);
@@ -20,14 +22,6 @@ const LOOK: Duration = Duration::from_secs(4);
 /// Between two attempts to prepare what only somebody's hand can change.
 const MISMATCH: Duration = Duration::from_secs(30);
 
-/// One thing that works or does not.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Health {
-    Up,
-    /// Why, for operators; no secrets.
-    Down(String),
-}
-
 /// What Kafka and the registry are like. `prepared` is false until topics and schemas are
 /// declared and compared: nothing is published before.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,18 +29,6 @@ pub struct KafkaHealth {
     pub prepared: bool,
     pub cluster: Health,
     pub registry: Health,
-}
-
-/// Where one consumer of this process stands.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ConsumerHealth {
-    pub consumer: Arc<str>,
-    /// Partitions it has now.
-    pub partitions: usize,
-    /// Messages not yet acknowledged; `None` until the brokers have said.
-    pub lag_messages: Option<u64>,
-    /// Age of the oldest message received and not acknowledged.
-    pub lag_seconds: f64,
 }
 
 impl KafkaHealth {
@@ -101,13 +83,16 @@ pub(super) fn unconfirmed(shared: &Shared, why: &str) {
     if shared.closing.is_cancelled() {
         return;
     }
-    let why = format!("nothing is confirmed: {why}");
-    *shared.unconfirmed.lock() = Some(why.clone());
+    *shared.unconfirmed.lock() = Some(why.to_owned());
     set(shared, |health| {
-        if health.cluster == Health::Up {
-            health.cluster = Health::Down(why);
+        if !matches!(health.cluster, Health::Down(_)) {
+            health.cluster = Health::Down(nothing_is_confirmed(why));
         }
     });
+}
+
+fn nothing_is_confirmed(why: &str) -> String {
+    format!("nothing is confirmed: {why}")
 }
 
 /// Something was; the next look says so.
@@ -172,7 +157,7 @@ impl Keeper {
     async fn look(&mut self) -> Duration {
         let cluster = self.cluster().await;
         let registry = outcome(&self.shared.schemas.verify().await);
-        let calm = cluster == Health::Up && registry == Health::Up;
+        let calm = !matches!(cluster, Health::Down(_)) && registry == Health::Up;
         set(&self.shared, |health| {
             health.cluster = cluster;
             health.registry = registry;
@@ -191,21 +176,26 @@ impl Keeper {
                 }
             }
         };
+        let shared = self.shared.clone();
         let fetched = tokio::task::spawn_blocking(move || {
             // Serves what the client has to say.
             let _ = client.poll(Duration::ZERO);
-            client.fetch_metadata(None, LOOK)
+            let metadata = client.fetch_metadata(None, LOOK)?;
+            compare(&shared, client.client());
+            Ok::<_, rdkafka::error::KafkaError>(metadata)
         });
         match fetched.await {
             Ok(Ok(metadata)) => {
-                self.shared.complaints.clear();
                 let gone = gone(&self.shared, &metadata).join(", ");
-                if gone.is_empty() {
-                    self.given_up = None;
-                    judged(&self.shared, &metadata)
-                } else {
-                    Health::Down(self.declare_again(&gone).await)
+                if !gone.is_empty() {
+                    return Health::Down(self.declare_again(&gone).await);
                 }
+                self.given_up = None;
+                let health = judged(&self.shared, &metadata);
+                if health == Health::Up {
+                    self.shared.complaints.clear();
+                }
+                health
             }
             Ok(Err(error)) => Health::Down(self.shared.unreachable(&error).to_string()),
             Err(error) => Health::Down(error.to_string()),
@@ -244,6 +234,17 @@ impl Keeper {
     }
 }
 
+/// Consumers must not go on in a topic that has taken the place of theirs.
+fn compare(shared: &Shared, client: &Client<Watching>) {
+    let members: Vec<_> = shared.members.lock().iter().filter_map(Weak::upgrade).collect();
+    if members.is_empty() || shared.closing.is_cancelled() {
+        return;
+    }
+    let topics: Vec<_> = shared.topology.topics.iter().map(|topic| topic.name.clone()).collect();
+    let now = shared.identities.of(client, &topics);
+    members.iter().for_each(|member| member.compare(&now));
+}
+
 /// The topics that somebody deleted.
 fn gone<'s>(shared: &'s Shared, metadata: &Metadata) -> Vec<&'s str> {
     let topics = shared.topology.topics.iter().map(|topic| &*topic.name);
@@ -253,6 +254,7 @@ fn gone<'s>(shared: &'s Shared, metadata: &Metadata) -> Vec<&'s str> {
 /// Names the topics that cannot be written to.
 fn judged(shared: &Shared, metadata: &Metadata) -> Health {
     let mut faults = BTreeSet::new();
+    let mut missed = 0;
     for topic in &shared.topology.topics {
         let Some(known) = metadata.topics().iter().find(|known| known.name() == &*topic.name) else { continue };
         let partitions = known.partitions();
@@ -264,9 +266,38 @@ fn judged(shared: &Shared, metadata: &Metadata) -> Health {
             let least = shared.config.min_insync;
             faults.insert(format!("{thin} partitions of {} have fewer than {least} replicas in sync", topic.name));
         }
+        missed += partitions.iter().filter(|partition| partition.isr().len() < partition.replicas().len()).count();
     }
     if !faults.is_empty() {
         return Health::Down(faults.into_iter().collect::<Vec<_>>().join("; "));
     }
-    shared.unconfirmed.lock().clone().map_or(Health::Up, Health::Down)
+    let unconfirmed = shared.unconfirmed.lock().as_deref().map(nothing_is_confirmed);
+    if let Some(why) = unconfirmed.or_else(|| late(shared)) {
+        return Health::Down(why);
+    }
+    match missed {
+        0 => Health::Up,
+        _ => Health::Degraded(format!(
+            "{missed} partitions have not all of their replicas in sync; {} brokers are there: {}",
+            metadata.brokers().len(),
+            metadata
+                .brokers()
+                .iter()
+                .map(|broker| format!("{}:{}", broker.host(), broker.port()))
+                .collect::<Vec<_>>()
+                .join(", ")
+        )),
+    }
+}
+
+/// The cluster is well as it sees itself, but not as it is seen from here: a broker that leads does not
+/// answer.
+fn late(shared: &Shared) -> Option<String> {
+    let (records, since) = shared.underway.late(shared.config.delivery_timeout)?;
+    let complaint = shared.complaints.in_brackets();
+    let since = Duration::from_secs(since.as_secs());
+    (since > shared.config.request_timeout).then(|| {
+        let since = humantime::format_duration(since);
+        format!("{records} records are not confirmed, one for {since}: a partition's leader does not answer{complaint}")
+    })
 }

@@ -1,21 +1,26 @@
 //! Kafka, with the schemas of what is in it in a schema registry.
 //!
 //! `connection` makes clients, `topology` topics, `publisher` and `subscriber` are the two
-//! sides of the port, `group` is one member of a consumer group on a thread of its own,
-//! `decoder` and `headers` turn records into deliveries, `keeper` prepares everything and
-//! watches it. Everything of librdkafka that blocks runs on blocking threads.
+//! sides of the port, `underway` keeps what is slow to be confirmed, `group` is one member of a
+//! consumer group on a thread of its own, `rebalance` what the group gives it, `identity` tells a
+//! topic from the one before of the same name, `decoder` and `headers` turn records into
+//! deliveries, `keeper` prepares everything and watches it. Everything of librdkafka that blocks
+//! runs on blocking threads.
 
 mod connection;
 mod decoder;
 mod group;
 mod headers;
+mod identity;
 mod keeper;
 mod producer;
 mod publisher;
+mod rebalance;
 mod records;
 mod schemas;
 mod subscriber;
 mod topology;
+mod underway;
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -26,14 +31,16 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-pub use self::keeper::{ConsumerHealth, Health, KafkaHealth};
+pub use self::keeper::{Health, KafkaHealth};
 pub use self::records::KafkaLog;
 pub use self::topology::{KafkaTopology, TopicSpec};
 
 use self::connection::Complaints;
 use self::group::State;
+use self::identity::Identities;
 use self::producer::Producers;
 use self::schemas::Schemas;
+use self::underway::Underway;
 use super::{Publisher, Subscriber, Subscription};
 use crate::config::{Kafka as KafkaConfig, Registry as RegistryConfig};
 use crate::domain::catalogue::Catalogue;
@@ -76,11 +83,13 @@ struct Shared {
     topology: KafkaTopology,
     schemas: Schemas,
     producers: Producers,
+    underway: Underway,
+    identities: Identities,
     complaints: Arc<Complaints>,
     health: watch::Sender<KafkaHealth>,
     /// Why nothing of the newest window was confirmed, if so.
     unconfirmed: Mutex<Option<String>>,
-    /// Members of groups: their figures, and to end them.
+    /// Members of groups, to end them.
     members: Mutex<Vec<Weak<State>>>,
     closing: CancellationToken,
 }
@@ -94,6 +103,8 @@ impl Shared {
             topology,
             schemas,
             producers: Producers::new(config, complaints.clone()),
+            underway: Underway::default(),
+            identities: Identities::default(),
             complaints,
             health: watch::Sender::new(KafkaHealth::starting()),
             unconfirmed: Mutex::default(),
@@ -190,11 +201,9 @@ impl Kafka {
         self.shared.health.subscribe()
     }
 
-    /// Where the consumers of this process stand.
-    pub fn consumers(&self) -> Vec<ConsumerHealth> {
-        let mut members = self.shared.members.lock();
-        members.retain(|member| member.strong_count() > 0);
-        members.iter().filter_map(|member| Some(member.upgrade()?.figures())).collect()
+    /// How many partitions each consumer of this process has now.
+    pub fn partitions(&self) -> Vec<usize> {
+        self.shared.members.lock().iter().filter_map(|member| Some(member.upgrade()?.partitions())).collect()
     }
 
     /// Gives up what is not confirmed, ends every subscription (positions are committed) and

@@ -1,4 +1,5 @@
-//! The publishing side: a whole window is produced, then every confirmation awaited.
+//! The publishing side: a whole window is produced, then its confirmations are awaited for a
+//! moment; those that take longer are asked for again (`underway`).
 //!
 //! Order per key needs no more than this: a window holds a key once, and the relay sends a
 //! key's next event after the one before is confirmed. What fails here is never sent again
@@ -10,16 +11,17 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode as Code};
 use rdkafka::message::OwnedHeaders;
-use rdkafka::producer::{DeliveryFuture, FutureRecord};
+use rdkafka::producer::FutureRecord;
 
 use super::producer::Generation;
 use super::topology::prefixed;
+use super::underway::Sent;
 use super::{CLOSED, Shared, headers, keeper};
 use crate::broker::{Outgoing, Position, PublishError, Publisher};
 use crate::domain::Broker;
 
-/// librdkafka reports a time-out within a second of it; later, the producer has stalled.
-const GRACE: Duration = Duration::from_secs(5);
+/// A cluster that confirms nothing for so long, while records are on their way, is away.
+const SILENT: Duration = Duration::from_secs(3);
 /// The magic byte of Confluent's wire format, before the schema's id.
 pub(super) const MAGIC: u8 = 0;
 
@@ -34,11 +36,11 @@ struct Encoded {
     body: Vec<u8>,
 }
 
-/// A record that was produced and where its result goes.
-struct Sent {
-    index: usize,
-    topic: Arc<str>,
-    delivery: DeliveryFuture,
+/// What there is of a message before anything of its window is produced.
+enum Ready {
+    Underway(Sent),
+    Encoded(Encoded),
+    Refused(PublishError),
 }
 
 type Results = Vec<Result<Position, PublishError>>;
@@ -64,25 +66,41 @@ impl Publisher for KafkaPublisher {
             Err(error) => return all_down(window, &error.to_string()),
         };
         // All are encoded before the first is produced: what comes in one go leaves in full batches.
-        let encoded: Vec<_> = window.iter().map(|outgoing| self.encode(outgoing)).collect();
+        let taken = window.iter().zip(self.shared.underway.take(window));
+        let ready: Vec<_> = taken.map(|(outgoing, underway)| self.ready(outgoing, underway)).collect();
         let mut results: Results = Vec::with_capacity(window.len());
         let mut sent = Vec::with_capacity(window.len());
-        for (index, (outgoing, encoded)) in window.iter().zip(encoded).enumerate() {
-            match encoded.and_then(|encoded| self.send(&generation, outgoing, encoded)) {
-                Ok((topic, delivery)) => {
-                    sent.push(Sent { index, topic, delivery });
-                    // Replaced by its confirmation.
-                    results.push(Err(PublishError::Down(String::new())));
+        for (index, (outgoing, ready)) in window.iter().zip(ready).enumerate() {
+            let produced = match ready {
+                Ready::Underway(one) => Ok(one),
+                Ready::Encoded(encoded) => self.send(&generation, outgoing, encoded),
+                Ready::Refused(why) => Err(why),
+            };
+            match produced {
+                Ok(one) => {
+                    sent.push((index, one));
+                    // Replaced by what becomes of it.
+                    results.push(Err(PublishError::Unsettled { down: None }));
                 }
                 Err(why) => results.push(Err(why)),
             }
         }
-        self.settle(&generation, sent, &mut results).await;
+        self.settle(window, sent, &mut results).await;
+        if let Some(why) = generation.fatal() {
+            self.shared.producers.replace(&generation, &why);
+        }
         results
     }
 }
 
 impl KafkaPublisher {
+    fn ready(&self, outgoing: &Outgoing, underway: Option<Sent>) -> Ready {
+        match underway {
+            Some(sent) => Ready::Underway(sent),
+            None => self.encode(outgoing).map_or_else(Ready::Refused, Ready::Encoded),
+        }
+    }
+
     fn encode(&self, Outgoing { event, route }: &Outgoing) -> Result<Encoded, PublishError> {
         let config = &self.shared.config;
         let topic = prefixed(config, &route.target);
@@ -107,70 +125,93 @@ impl KafkaPublisher {
         Ok(Encoded { topic, headers: headers::write(&event.headers()), body })
     }
 
-    fn send(
-        &self,
-        generation: &Generation,
-        outgoing: &Outgoing,
-        encoded: Encoded,
-    ) -> Result<(Arc<str>, DeliveryFuture), PublishError> {
+    fn send(&self, generation: &Arc<Generation>, outgoing: &Outgoing, encoded: Encoded) -> Result<Sent, PublishError> {
         let Encoded { topic, headers, body } = encoded;
         let record = FutureRecord::to(&topic).key(outgoing.route.key.as_bytes()).payload(&body).headers(headers);
         match generation.producer().send_result(record) {
-            Ok(delivery) => Ok((topic, delivery)),
+            Ok(delivery) => Ok(Sent::new(topic, generation.clone(), delivery)),
             Err((error, _)) => Err(self.failure(&error)),
         }
     }
 
-    /// Awaits every confirmation; replaces the producer if it can no longer be trusted.
-    async fn settle(&self, generation: &Arc<Generation>, sent: Vec<Sent>, results: &mut Results) {
-        let limit = tokio::time::Instant::now() + self.shared.config.delivery_timeout + GRACE;
-        let mut given_up = None;
-        for Sent { index, topic, delivery } in sent {
-            let settled = tokio::select! {
+    /// Awaits confirmations; replaces a producer that can no longer be trusted. `sent` says where
+    /// results go.
+    async fn settle(&self, window: &[Outgoing], sent: Vec<(usize, Sent)>, results: &mut Results) {
+        let shared = &self.shared;
+        let mut late = Vec::new();
+        for (index, mut one) in sent {
+            let until = one.awaited_until();
+            let report = tokio::select! {
                 // What is confirmed counts, whatever else has happened.
                 biased;
-                settled = delivery => settled,
-                () = self.shared.closing.cancelled(), if given_up.is_none() => {
-                    given_up = Some(CLOSED);
+                report = one.report() => report,
+                () = shared.closing.cancelled() => {
                     results[index] = Err(PublishError::Down(CLOSED.to_owned()));
                     continue;
                 }
-                () = tokio::time::sleep_until(limit), if given_up.is_none() => {
-                    given_up = Some("it has not reported what became of its records");
-                    results[index] = Err(PublishError::Down("no answer in time".to_owned()));
-                    continue;
-                }
-                () = std::future::ready(()), if given_up.is_some() => {
-                    results[index] = Err(PublishError::Down(given_up.unwrap_or_default().to_owned()));
+                () = tokio::time::sleep_until(until) => {
+                    late.push((index, one));
                     continue;
                 }
             };
-            results[index] = match settled {
-                Ok(Ok(at)) => Ok(Position { log: topic, partition: at.partition, offset: Some(at.offset) }),
-                Ok(Err((error, _))) => Err(self.failure(&error)),
-                Err(_) => Err(PublishError::Down("the producer has ended".to_owned())),
+            results[index] = match report {
+                Ok(position) => {
+                    shared.underway.confirmed(&window[index]);
+                    Ok(position)
+                }
+                Err(Some(error)) => Err(self.considered(self.failure(&error), &window[index], &one)),
+                Err(None) => Err(PublishError::Down("the producer has ended".to_owned())),
             };
         }
-        if let Some(why) = generation.fatal().or_else(|| given_up.map(str::to_owned)) {
-            self.shared.producers.replace(generation, &why);
+        let some = results.iter().any(Result::is_ok);
+        if some {
+            keeper::confirmed(shared);
         }
-        if results.iter().any(Result::is_ok) {
-            // The cluster is there, and only these keys have to wait.
-            for result in results.iter_mut() {
-                if let Err(PublishError::Down(why)) = result {
-                    *result = Err(PublishError::Transient(std::mem::take(why)));
+        for (index, one) in late {
+            results[index] = Err(self.left(&window[index], one));
+        }
+        for result in results.iter_mut() {
+            match result {
+                // The cluster is there if it has confirmed any, and only the other keys have to wait.
+                Err(PublishError::Down(why)) if some => *result = Err(PublishError::Transient(std::mem::take(why))),
+                Err(PublishError::Down(why) | PublishError::Unsettled { down: Some(why) }) => {
+                    return keeper::unconfirmed(shared, why);
                 }
+                _ => {}
             }
-            keeper::confirmed(&self.shared);
-        } else if let Some(Err(PublishError::Down(why))) =
-            results.iter().find(|r| matches!(r, Err(PublishError::Down(_))))
-        {
-            keeper::unconfirmed(&self.shared, why);
         }
     }
 
+    /// The cluster is there if it has confirmed anything since.
+    fn considered(&self, error: PublishError, outgoing: &Outgoing, sent: &Sent) -> PublishError {
+        match error {
+            PublishError::Permanent(why) => {
+                self.shared.underway.refused(outgoing);
+                PublishError::Permanent(why)
+            }
+            PublishError::Down(why) if self.shared.underway.confirmed_since(sent.since) => PublishError::Transient(why),
+            error => error,
+        }
+    }
+
+    /// What to say of a record that has not been reported on yet.
+    fn left(&self, outgoing: &Outgoing, sent: Sent) -> PublishError {
+        if sent.is_overdue(self.shared.config.delivery_timeout) {
+            self.shared.producers.replace(&sent.generation, "it has not reported what became of its records");
+            return PublishError::Down("no answer in time".to_owned());
+        }
+        // Without a cluster that is known to be there more would only fill the client.
+        let silent = !self.shared.underway.confirmed_since(sent.since) && sent.since.elapsed() > SILENT;
+        let why = silent.then(|| {
+            format!("no record within {}{}", humantime::format_duration(SILENT), self.shared.complaints.in_brackets())
+        });
+        let down = self.shared.unconfirmed.lock().clone().or(why);
+        self.shared.underway.leave(outgoing, sent);
+        PublishError::Unsettled { down }
+    }
+
     fn failure(&self, error: &ClientError) -> PublishError {
-        let complaint = self.shared.complaints.last().map(|why| format!(" ({why})")).unwrap_or_default();
+        let complaint = self.shared.complaints.in_brackets();
         match error.rdkafka_error_code() {
             Some(code @ (Code::MessageSizeTooLarge | Code::InvalidMessageSize | Code::InvalidRecord)) => {
                 PublishError::Permanent(format!("the cluster does not take it: {code}"))

@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::decoder::{Decoder, Needs};
-use super::group::{self, Group, Received, State};
+use super::group::{self, Received, State};
+use super::rebalance::Group;
 use super::topology::prefixed;
 use super::{CLOSED, Shared, connection};
 use crate::broker::{
@@ -40,7 +41,7 @@ impl Subscriber for KafkaSubscriber {
         let settings = connection::consumer(config, &prefixed(config, &subscription.consumer));
         let consumer: BaseConsumer<Group> =
             connection::open(settings, context).await.map_err(|error| lost(error.to_string()))?;
-        let consumer = self.join(consumer, topics.clone()).await.map_err(lost)?;
+        let consumer = self.join(consumer, state.clone(), topics.clone()).await.map_err(lost)?;
 
         group::start(state.clone(), consumer, topics).map_err(|error| lost(format!("no thread for it: {error}")))?;
         let mut members = self.shared.members.lock();
@@ -52,8 +53,13 @@ impl Subscriber for KafkaSubscriber {
 }
 
 impl KafkaSubscriber {
-    /// Looks whether the topics are there, and subscribes.
-    async fn join(&self, consumer: BaseConsumer<Group>, topics: Vec<Arc<str>>) -> Result<BaseConsumer<Group>, String> {
+    /// Looks whether the topics are there and which they are, and subscribes.
+    async fn join(
+        &self,
+        consumer: BaseConsumer<Group>,
+        state: Arc<State>,
+        topics: Vec<Arc<str>>,
+    ) -> Result<BaseConsumer<Group>, String> {
         let shared = self.shared.clone();
         let joined = tokio::task::spawn_blocking(move || {
             for topic in &topics {
@@ -64,6 +70,7 @@ impl KafkaSubscriber {
                     return Err(format!("there is no topic {topic}"));
                 }
             }
+            state.reads(shared.identities.of(consumer.client(), &topics));
             let names: Vec<&str> = topics.iter().map(|topic| &**topic).collect();
             consumer.subscribe(&names).map_err(|error| error.to_string())?;
             Ok(consumer)

@@ -13,6 +13,7 @@ mod records;
 mod subscriber;
 mod topology;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,7 +71,7 @@ pub async fn check(config: &config::Nats, topology: &NatsTopology) -> Result<Vec
 pub struct NatsHealth {
     /// Connected, and everything is declared.
     pub up: bool,
-    /// Why not; holds no secrets.
+    /// Why not, or what is wrong although it works; holds no secrets.
     pub why: String,
 }
 
@@ -198,15 +199,27 @@ impl Shared {
     async fn declare(&self) -> Result<(), DeclareError> {
         let declared = self.topology.declare(&self.connection.jetstream, self.keeping).await;
         match &declared {
-            Ok(()) => {
+            Ok(away) => {
+                let now = NatsHealth { up: true, why: named(away) };
                 self.health.send_if_modified(|health| {
-                    !std::mem::replace(health, NatsHealth { up: true, why: String::new() }).up
+                    let changed = *health != now;
+                    *health = now;
+                    changed
                 });
             }
             Err(why) => self.down(why.to_string()),
         }
-        declared
+        declared.map(drop)
     }
+}
+
+/// What to say of servers that are away; nothing when there are none.
+fn named(away: &BTreeSet<String>) -> String {
+    if away.is_empty() {
+        return String::new();
+    }
+    let names: Vec<&str> = away.iter().map(String::as_str).collect();
+    format!("streams have not all of their replicas: {} is away", names.join(" and "))
 }
 
 /// Declares the topology after every reconnect, whenever somebody misses something, and now and then.

@@ -2,6 +2,7 @@
 //! compared where it is there. What exists is never changed behind an operator's back,
 //! except for a consumer's times and bounds.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,8 @@ use crate::domain::catalogue::{Catalogue, Stream, StreamKind, overlaps};
 /// Unacknowledged messages of one durable consumer, over all its readers, each of which
 /// keeps to its own prefetch.
 const MAX_ACK_PENDING: i64 = 10_000;
+/// A replica that its leader has not heard for so long is away: a leader hears each once a second.
+const SILENT: Duration = Duration::from_secs(10);
 /// An ephemeral consumer outlives a lost connection this long.
 const EPHEMERAL_INACTIVE: Duration = Duration::from_secs(60);
 const SUBJECT_OVERLAPS: ErrorCode = ErrorCode(10065);
@@ -132,11 +135,16 @@ impl NatsTopology {
         wrong
     }
 
-    /// Declares everything; reports all mismatches at once.
-    pub(super) async fn declare(&self, jetstream: &Context, keeping: Keeping) -> Result<(), DeclareError> {
-        let mut mismatches = Vec::new();
+    /// Declares everything; reports all mismatches at once. The servers that hold replicas of streams and
+    /// are away.
+    pub(super) async fn declare(
+        &self,
+        jetstream: &Context,
+        keeping: Keeping,
+    ) -> Result<BTreeSet<String>, DeclareError> {
+        let (mut mismatches, mut away) = (Vec::new(), BTreeSet::new());
         for stream in &self.streams {
-            gather(declare_stream(jetstream, stream, keeping).await, &mut mismatches)?;
+            gather(declare_stream(jetstream, stream, keeping, &mut away).await, &mut mismatches)?;
         }
         // A consumer of a stream that is not as it must be says nothing new.
         if mismatches.is_empty() {
@@ -144,7 +152,7 @@ impl NatsTopology {
                 gather(declare_consumer(jetstream, consumer, true).await.map(drop), &mut mismatches)?;
             }
         }
-        if mismatches.is_empty() { Ok(()) } else { Err(DeclareError::Mismatch(mismatches)) }
+        if mismatches.is_empty() { Ok(away) } else { Err(DeclareError::Mismatch(mismatches)) }
     }
 }
 
@@ -237,10 +245,20 @@ fn stream_config(stream: &Stream, keeping: Keeping) -> Config {
     }
 }
 
-async fn declare_stream(jetstream: &Context, stream: &Stream, keeping: Keeping) -> Result<(), DeclareError> {
+async fn declare_stream(
+    jetstream: &Context,
+    stream: &Stream,
+    keeping: Keeping,
+    away: &mut BTreeSet<String>,
+) -> Result<(), DeclareError> {
     let wanted = stream_config(stream, keeping);
     match jetstream.get_stream(&*stream.name).await {
-        Ok(found) => compare_streams(&found.cached_info().config, &wanted),
+        Ok(found) => {
+            let replicas = found.cached_info().cluster.iter().flat_map(|cluster| &cluster.replicas);
+            let silent = replicas.filter(|replica| replica.offline || replica.active > SILENT);
+            away.extend(silent.map(|replica| replica.name.clone()));
+            compare_streams(&found.cached_info().config, &wanted)
+        }
         Err(error) if is_missing(&error) => create_stream(jetstream, wanted).await,
         Err(error) => Err(DeclareError::Away(format!("stream {}: {error}", stream.name))),
     }

@@ -33,9 +33,10 @@ const DECLARE: Duration = Duration::from_secs(30);
 
 /// Where and how to connect.
 pub(super) struct ConnectorOptions {
-    nodes: Vec<AMQPUri>,
+    pub nodes: Vec<AMQPUri>,
     tls: OwnedTLSConfig,
-    timeout: Duration,
+    /// Of a connection to one node.
+    pub timeout: Duration,
 }
 
 impl ConnectorOptions {
@@ -70,7 +71,7 @@ impl ConnectorOptions {
 }
 
 /// A node as messages name it: without credentials.
-fn shown(uri: &AMQPUri) -> String {
+pub(super) fn shown(uri: &AMQPUri) -> String {
     format!("{}:{}", uri.authority.host, uri.authority.port)
 }
 

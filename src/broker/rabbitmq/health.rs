@@ -14,7 +14,7 @@ pub struct Health {
     /// Why it is not up; empty when it is. No secrets.
     pub why: String,
     /// What is wrong although it works: queues that are nearly full, refuse messages, or are not
-    /// as they are declared. Empty when there is nothing.
+    /// as they are declared; nodes that take no connections. Empty when there is nothing.
     pub warning: String,
 }
 
@@ -48,6 +48,7 @@ pub(super) enum Warning {
     Topology,
     NearlyFull,
     Refused,
+    Nodes,
 }
 
 /// Puts both connections' words together.
@@ -55,7 +56,7 @@ pub(super) enum Warning {
 pub(super) struct Board {
     /// Why each does not work; `None` when it does.
     parts: Mutex<[Option<String>; 2]>,
-    warnings: Mutex<[String; 3]>,
+    warnings: Mutex<[String; 4]>,
     refusals: Mutex<Refusals>,
     health: watch::Sender<Health>,
 }

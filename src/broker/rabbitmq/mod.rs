@@ -4,7 +4,7 @@
 //! all nodes, for ever, after `greeting` has asked a node who it is; `publisher` settles windows
 //! with `confirm`, `subscriber` reads and acknowledges with `acks`, `dead_letters` reads what the
 //! server took out of queues; `message` is the mapping of headers; `health` is what readiness
-//! shows, `mismatch` and `refusals` are two of its complaints. Publishing and consuming have a
+//! shows, `mismatch`, `refusals` and `nodes` are three of its complaints. Publishing and consuming have a
 //! connection each: an alarm of the server stops whatever else travels on a connection that publishes.
 
 mod acks;
@@ -15,6 +15,7 @@ mod greeting;
 mod health;
 mod message;
 mod mismatch;
+mod nodes;
 mod publisher;
 mod records;
 mod refusals;
@@ -110,6 +111,7 @@ impl RabbitMq {
         let (publishing, first) =
             Connector::spawn(Part::Publishing, options.clone(), Some(topology.clone()), &health, &stop);
         let (consuming, second) = Connector::spawn(Part::Consuming, options.clone(), None, &health, &stop);
+        let nodes = crate::task::spawn("rabbitmq-nodes", nodes::watch(options.clone(), health.clone(), stop.clone()));
         let shared = Arc::new(Shared {
             publishing,
             consuming,
@@ -120,7 +122,7 @@ impl RabbitMq {
             max_message: usize::try_from(config.max_message.as_u64()).unwrap_or(usize::MAX),
             broadcasts: AtomicU64::new(0),
         });
-        let rabbitmq = Self { shared, stop, tasks: Mutex::new(vec![first, second]) };
+        let rabbitmq = Self { shared, stop, tasks: Mutex::new(vec![first, second, nodes]) };
         rabbitmq.shared.consuming.tried_all().await;
         if let State::Down(DownReason::Topology(why)) = rabbitmq.shared.publishing.tried_all().await {
             rabbitmq.shutdown().await;

@@ -43,7 +43,12 @@ impl RabbitLog {
         // Of its own: it may be closed by the answer.
         let channel = session.connection.create_channel().await.map_err(|why| why.to_string())?;
         match topology::depth(&channel, queue).await {
-            Ok(messages) => Ok(Some(QueueDepth { name: queue.clone(), messages: messages.into() })),
+            Ok((messages, readers)) => {
+                if (messages, readers) == (0, 0) {
+                    topology::probe(&channel, queue).await?;
+                }
+                Ok(Some(QueueDepth { name: queue.clone(), messages: messages.into(), holders: readers.into() }))
+            }
             Err(why) if topology::is_missing(&why) => Ok(None),
             Err(why) => Err(why.to_string()),
         }

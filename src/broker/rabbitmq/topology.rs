@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{BasicGetOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Connection, ErrorKind};
 
@@ -270,11 +270,27 @@ pub(super) async fn differences(
     Ok(differences)
 }
 
-/// How many messages wait in a queue. Asking for one that is not there closes the channel.
-pub(super) async fn depth(channel: &Channel, queue: &Arc<str>) -> lapin::Result<u32> {
+/// How many messages wait in a queue, and how many readers it has. Asking for one that is not there
+/// closes the channel.
+pub(super) async fn depth(channel: &Channel, queue: &Arc<str>) -> lapin::Result<(u32, u32)> {
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     let found = channel.queue_declare(short(queue), passive, FieldTable::default()).await?;
-    Ok(found.message_count())
+    Ok((found.message_count(), found.consumer_count()))
+}
+
+/// Asks a queue with a single reader for a message, which it refuses: its leader has answered, and a
+/// majority. A server that gets no answer from a leader tells of an empty queue without readers.
+///
+/// # Errors
+/// It has not answered, or has given a message: it is another kind of queue.
+pub(super) async fn probe(channel: &Channel, queue: &Arc<str>) -> Result<(), String> {
+    match channel.basic_get(short(queue), BasicGetOptions::default()).await {
+        Ok(None) => Ok(()),
+        // It goes back with the channel.
+        Ok(Some(_)) => Err("it is not of a single reader, and not empty".to_owned()),
+        Err(error) if refusal(&error).is_some_and(|(code, _)| code == RESOURCE_LOCKED) => Ok(()),
+        Err(error) => Err(format!("it has no leader that answers: {error}")),
+    }
 }
 
 /// Does the server say that there is no such thing?

@@ -27,6 +27,7 @@ use crate::store::Store;
 use crate::telemetry::Metrics;
 use crate::telemetry::facts::{ComponentChanged, HandlerFailed};
 use crate::telemetry::metrics::{ConsumerMetrics, FailureClass};
+use crate::telemetry::readiness::ComponentState;
 
 /// The consumer's name, in metrics and to the broker.
 pub const NAME: &str = "live";
@@ -129,7 +130,8 @@ impl Reader {
 
     fn changed(&self, was: &mut Option<bool>, up: bool, why: &str) {
         if was.replace(up) != Some(up) {
-            ComponentChanged { component: NAME, up, why }.record(&self.live.metrics);
+            let state = if up { ComponentState::Up } else { ComponentState::Down };
+            ComponentChanged { component: NAME, state, why }.record(&self.live.metrics);
         }
     }
 

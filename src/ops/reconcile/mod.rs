@@ -7,12 +7,15 @@
 //! and memory stays bounded however many events there are.
 //!
 //! The judgement is the relay's promise: the first message of each event comes in the
-//! order of its aggregate, and repeats may follow. What consumers have done is not judged:
-//! the inbox keeps that to one effect an event.
+//! order of its aggregate, and repeats may follow. Queues cannot be read without consuming
+//! them: there [`consumers`] compares what our consumers have had. Work queues forget what is
+//! consumed: there the store has to show what came of it (see [`absence`]).
 //!
-//! Where a log has lost messages their legs can be opened again, in the order of their commits,
+//! Where messages were lost their legs can be opened again, in the order of their commits,
 //! so that relays publish them behind what is there.
 
+mod absence;
+mod consumers;
 mod report;
 mod scratch;
 #[cfg(test)]
@@ -24,11 +27,14 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt;
 
-pub use report::{BrokerReport, Finding, Findings, LegCounts, Queue, Report};
+use absence::{Absence, Command, Extents, absence, is_over, is_published_again};
+use consumers::Reader;
+pub use report::{BrokerReport, ConsumerReport, Finding, Findings, LegCounts, Queue, Report};
 use scratch::{OwedLeg, Scratch, Seen};
 
 use crate::broker::{BrokerLog, Extent, Keeps, LogError, Position};
-use crate::domain::catalogue::{Order, covers};
+use crate::domain::catalogue::Order;
+use crate::domain::job::Job;
 use crate::domain::{Broker, Id, Timestamp};
 use crate::store::{Deliveries, EventFilter, LegState, Page, Store, StoreError};
 
@@ -46,11 +52,12 @@ const SLACK: Duration = Duration::from_secs(300);
 pub struct ReconcileOptions {
     /// Findings of one kind that are listed; all are counted.
     pub examples: usize,
-    /// How long to wait for legs that are open at the beginning.
+    /// How long to wait for legs that are open at the beginning, and then for consumers that have
+    /// messages in hand.
     pub wait: Duration,
     /// How long the store keeps events.
     pub store_keeps: Duration,
-    /// Whether what a log has lost is to be published again.
+    /// Whether what was lost is to be published again.
     pub reopen: bool,
 }
 
@@ -89,7 +96,8 @@ pub async fn reconcile(
     let at = Timestamp::now();
     let mut brokers = Vec::with_capacity(logs.len());
     for log in logs {
-        let comparison = Comparison { store, log: &**log, options, at, last_position, progress };
+        let readers = consumers::readers(log.broker());
+        let comparison = Comparison { store, log: &**log, readers, options, at, last_position, progress };
         brokers.push(comparison.run().await?);
     }
     Ok(Report { at, last_position, brokers })
@@ -120,6 +128,8 @@ async fn settle(
 struct Comparison<'a> {
     store: &'a dyn Store,
     log: &'a dyn BrokerLog,
+    /// Consumers of its queues.
+    readers: Vec<Reader>,
     options: ReconcileOptions,
     at: Timestamp,
     last_position: i64,
@@ -129,6 +139,7 @@ struct Comparison<'a> {
 impl Comparison<'_> {
     async fn run(&self) -> Result<BrokerReport, ReconcileError> {
         let mut report = BrokerReport::new(self.log.broker());
+        report.consumers = self.readers.iter().map(Reader::report).collect();
         let mut scratch = Scratch::new().await?;
         self.read_legs(&mut scratch, &mut report).await?;
         if let Some(extents) = self.log.extents().await? {
@@ -139,10 +150,11 @@ impl Comparison<'_> {
             (self.progress)(Progress::Comparing(self.log.broker()));
             let extents = self.log.extents().await?.unwrap_or_default();
             self.find_missing(&extents, &mut scratch, &mut report).await?;
-            self.find_disorder(&mut scratch, &mut report).await?;
+            self.find_disorder(&extents, &mut scratch, &mut report).await?;
             self.find_repeats(&mut scratch, &mut report).await?;
             self.find_unknown(&mut scratch, &mut report).await?;
         }
+        self.judge_consumers(&mut scratch, &mut report).await?;
         self.find_waiting(&mut scratch, &mut report).await?;
         for queue in self.log.queues().await? {
             report.queues.push(Queue { name: queue.name.to_string(), messages: queue.messages });
@@ -166,6 +178,7 @@ impl Comparison<'_> {
                 } += 1;
             }
             scratch.add_legs(&legs).await?;
+            self.note_handled(&page, scratch, report).await?;
             count += legs.len() as u64;
             (self.progress)(Progress::Legs(self.log.broker(), count));
         }
@@ -191,6 +204,7 @@ impl Comparison<'_> {
             partition: leg.partition,
             offset: leg.offset,
             occurred_at: event.occurred_at,
+            command: Command::of(found).filter(|_| leg.broker == Broker::Nats),
         })
     }
 
@@ -212,12 +226,9 @@ impl Comparison<'_> {
                 match record.headers {
                     Ok(headers) => seen.push((headers.event_id, record.position)),
                     Err(why) => report.unreadable.add(self.options.examples, || Finding {
-                        event_id: None,
-                        event_type: None,
-                        key: None,
-                        sequence: None,
                         position: Some(record.position.to_string()),
                         why,
+                        ..Finding::default()
                     }),
                 }
             }
@@ -233,15 +244,15 @@ impl Comparison<'_> {
         scratch: &mut Scratch,
         report: &mut BrokerReport,
     ) -> Result<(), ReconcileError> {
-        let extents: HashMap<(&str, i32), &Extent> =
-            extents.iter().map(|extent| ((&*extent.log, extent.partition), extent)).collect();
+        let extents: Extents = extents.iter().map(|extent| ((&*extent.log, extent.partition), extent)).collect();
         let mut legs = scratch.without_message().try_chunks(EVENTS as usize);
         while let Some(page) = legs.try_next().await.map_err(|broken| broken.1)? {
             let mut lost = Vec::new();
-            for leg in &page {
-                match absence(leg, &extents, self.at) {
+            for (leg, absence) in page.iter().zip(self.absences(&page, &extents).await?) {
+                match absence {
                     Absence::Retired => report.retired += 1,
                     Absence::Consumed => report.consumed += 1,
+                    Absence::Unclaimed => report.unclaimed += 1,
                     Absence::Missing(why) => {
                         report.missing.add(self.options.examples, || finding(leg, confirmed(leg), why));
                         if is_published_again(report.broker, leg, &extents) {
@@ -258,8 +269,36 @@ impl Comparison<'_> {
         Ok(())
     }
 
-    async fn find_disorder(&self, scratch: &mut Scratch, report: &mut BrokerReport) -> Result<(), ReconcileError> {
-        let mut events = scratch.in_sequence();
+    /// Why each of these is not there. A command that was handed out must have left traces.
+    async fn absences(&self, page: &[OwedLeg], extents: &Extents<'_>) -> Result<Vec<Absence>, ReconcileError> {
+        let by_log: Vec<Absence> = page.iter().map(|leg| absence(leg, extents, self.at)).collect();
+        let handed_out = |(leg, absence): (&OwedLeg, &Absence)| {
+            let command = leg.command.filter(|_| *absence == Absence::Consumed)?;
+            Some((command, leg.aggregate_id.parse::<Id>().ok()?))
+        };
+        let commands: Vec<Option<(Command, Id)>> = page.iter().zip(&by_log).map(handed_out).collect();
+        let mut ids: Vec<Id> = commands.iter().flatten().map(|(_, job)| *job).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let jobs = if ids.is_empty() { Vec::new() } else { self.store.jobs_by_id(&ids).await? };
+        let jobs: HashMap<Id, Job> = jobs.into_iter().map(|job| (job.id, job)).collect();
+        let traced = |(absence, command): (Absence, Option<(Command, Id)>)| match command {
+            Some((command, job)) => command.after_handout(jobs.get(&job)),
+            None => absence,
+        };
+        Ok(by_log.into_iter().zip(commands).map(traced).collect())
+    }
+
+    /// What a work queue has forgotten counts with the position at which it was confirmed.
+    async fn find_disorder(
+        &self,
+        extents: &[Extent],
+        scratch: &mut Scratch,
+        report: &mut BrokerReport,
+    ) -> Result<(), ReconcileError> {
+        let forgets = |extent: &&Extent| matches!(extent.keeps, Keeps::UntilConsumed(_));
+        let forgetful: Vec<&str> = extents.iter().filter(forgets).map(|extent| &*extent.log).collect();
+        let mut events = scratch.in_sequence(&forgetful);
         let mut latest: Option<(OwedLeg, Seen)> = None;
         while let Some((leg, seen)) = events.try_next().await? {
             let before = latest.as_ref().filter(|(other, first)| {
@@ -267,8 +306,8 @@ impl Comparison<'_> {
                     && (&first.position.log, first.position.partition) == (&seen.position.log, seen.position.partition)
             });
             match before {
-                Some((later, first)) if first.position.offset > seen.position.offset => {
-                    let why = format!("comes after sequence {}, which is at {}", later.sequence, first.position);
+                Some((earlier, first)) if first.position.offset > seen.position.offset => {
+                    let why = format!("comes before sequence {}, which is at {}", earlier.sequence, first.position);
                     report
                         .out_of_order
                         .add(self.options.examples, || finding(&leg, Some(seen.position.to_string()), why));
@@ -303,11 +342,9 @@ impl Comparison<'_> {
                 } else {
                     report.unknown.add(self.options.examples, || Finding {
                         event_id: Some(seen.event_id),
-                        event_type: None,
-                        key: None,
-                        sequence: None,
                         position: Some(seen.position.to_string()),
                         why: "the store does not have this event".into(),
+                        ..Finding::default()
                     });
                 }
             }
@@ -335,54 +372,6 @@ impl Comparison<'_> {
     }
 }
 
-/// Why a confirmed message is not there.
-#[derive(Debug, PartialEq, Eq)]
-enum Absence {
-    Retired,
-    Consumed,
-    Missing(String),
-}
-
-fn absence(leg: &OwedLeg, extents: &HashMap<(&str, i32), &Extent>, now: Timestamp) -> Absence {
-    let Some(log) = &leg.log else { return Absence::Missing(format!("no log takes {}", leg.target)) };
-    let Some(extent) = extents.get(&(&**log, leg.partition.unwrap_or_default())) else {
-        return Absence::Missing(format!("{log} does not exist"));
-    };
-    // Without a position only the time tells.
-    let offset = leg.offset.unwrap_or(extent.start - 1);
-    if offset >= extent.end {
-        return Absence::Missing(format!("{log} ends at {}", extent.end));
-    }
-    let left = offset < extent.start;
-    match &extent.keeps {
-        Keeps::UntilConsumed(handed_out) => {
-            let given = handed_out.iter().any(|(filter, end)| offset < *end && covers(filter, &leg.target));
-            if given { Absence::Consumed } else { Absence::Missing("no consumer was given it".into()) }
-        }
-        Keeps::Bounded if left => Absence::Retired,
-        Keeps::For(age) if left && is_over(leg.occurred_at, *age, now) => Absence::Retired,
-        Keeps::For(_) if left => Absence::Missing(format!("{log} begins at {} already", extent.start)),
-        Keeps::Bounded | Keeps::For(_) => Absence::Missing(format!("{log} has others before and after it")),
-    }
-}
-
-/// Would the log of a missing message keep it, if it came again? What a work queue has lost is
-/// found by whoever waits for the work; what else it had is done.
-fn is_published_again(broker: Broker, leg: &OwedLeg, extents: &HashMap<(&str, i32), &Extent>) -> bool {
-    let Some(log) = &leg.log else { return false };
-    match extents.get(&(&**log, leg.partition.unwrap_or_default())) {
-        Some(extent) => !matches!(extent.keeps, Keeps::UntilConsumed(_)),
-        // A topic that is gone; the next start declares it.
-        None => broker == Broker::Kafka,
-    }
-}
-
-/// Has something of this time been kept for `age`?
-fn is_over(time: Timestamp, age: Duration, now: Timestamp) -> bool {
-    let age = i64::try_from(age.saturating_sub(SLACK).as_millis()).unwrap_or(i64::MAX);
-    time.0.saturating_add(age) <= now.0
-}
-
 fn confirmed(leg: &OwedLeg) -> Option<String> {
     let (log, partition) = (leg.log.clone()?, leg.partition.unwrap_or_default());
     Some(Position { log, partition, offset: leg.offset }.to_string())
@@ -396,5 +385,6 @@ fn finding(leg: &OwedLeg, position: Option<String>, why: String) -> Finding {
         sequence: Some(leg.sequence),
         position,
         why,
+        consumer: None,
     }
 }

@@ -17,20 +17,22 @@ pub struct Report {
 #[derive(Clone, Debug, Serialize)]
 pub struct BrokerReport {
     pub broker: Broker,
-    /// Whether its messages were read. If not, only the ledger speaks: RabbitMQ's queues
-    /// cannot be read without consuming them.
+    /// Whether its messages were read. RabbitMQ's queues cannot be read without consuming them:
+    /// there `consumers` says what was compared instead, and nothing is known of repeats.
     pub compared: bool,
     pub legs: LegCounts,
     /// Messages read, repeats included.
     pub messages: u64,
-    /// Confirmed, but not there, and nothing explains it.
+    /// Confirmed, but not there, and nothing explains it; or confirmed, and a consumer has nothing
+    /// of it that its queue does not have either.
     pub missing: Findings,
-    /// Missing ones that a log should still keep: they can be published again.
+    /// Missing ones that can be published again: a log should still keep them, or a consumer never
+    /// had them.
     pub lost: u64,
     /// Missing ones whose legs are open again now.
     pub reopened: u64,
-    /// The first message of an event that comes after the first one of a later event of the
-    /// same aggregate, in one partition.
+    /// The first message of an event that comes before the first one of an earlier event of the
+    /// same aggregate, in one partition; or that a consumer has handled before an earlier one.
     pub out_of_order: Findings,
     /// Messages of events that the store does not have.
     pub unknown: Findings,
@@ -44,11 +46,32 @@ pub struct BrokerReport {
     pub retired: u64,
     /// Confirmed, and since taken from the work queue by its consumer.
     pub consumed: u64,
+    /// Confirmed, and gone from the work queue, while the job waits in the store for our runner,
+    /// which asks there: acknowledged before there was room, or lost, and no harm.
+    pub unclaimed: u64,
     /// Messages of events committed after the comparison began.
     pub newer: u64,
     /// Messages of events so old that the store no longer keeps them.
     pub pruned: u64,
     pub queues: Vec<Queue>,
+    /// Those of ours that read its queues.
+    pub consumers: Vec<ConsumerReport>,
+}
+
+/// What one consumer has of the events that its queue was given.
+#[derive(Clone, Debug, Serialize)]
+pub struct ConsumerReport {
+    pub name: &'static str,
+    pub queue: String,
+    /// In its inbox: done, each once.
+    pub handled: u64,
+    /// To be tried again, or behind such a one.
+    pub backlog: u64,
+    /// In the dead-letter index.
+    pub dead: u64,
+    /// Nothing of it yet, but its queue may have it, or the consumer in hand.
+    pub on_the_way: u64,
+    pub missing: u64,
 }
 
 /// Legs by state.
@@ -76,7 +99,7 @@ pub struct Findings {
 }
 
 /// Something that is not as it must be.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Finding {
     pub event_id: Option<Id>,
     pub event_type: Option<String>,
@@ -86,6 +109,8 @@ pub struct Finding {
     /// `log/partition@offset`: where it was confirmed, or found.
     pub position: Option<String>,
     pub why: String,
+    /// Who has not had it, or too early.
+    pub consumer: Option<&'static str>,
 }
 
 impl Findings {
@@ -115,9 +140,11 @@ impl BrokerReport {
             duplicates: Findings::default(),
             retired: 0,
             consumed: 0,
+            unclaimed: 0,
             newer: 0,
             pruned: 0,
             queues: Vec::new(),
+            consumers: Vec::new(),
         }
     }
 

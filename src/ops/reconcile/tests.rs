@@ -1,11 +1,13 @@
 use std::time::Duration;
 
+use serde_json::json;
+
 use super::*;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const NOW: Timestamp = Timestamp(1_000_000_000_000);
 
-fn leg(offset: i64, age: Duration) -> OwedLeg {
+pub(super) fn leg(offset: i64, age: Duration) -> OwedLeg {
     OwedLeg {
         event_id: Id::new(),
         committed: 1,
@@ -20,6 +22,7 @@ fn leg(offset: i64, age: Duration) -> OwedLeg {
         partition: Some(0),
         offset: Some(offset),
         occurred_at: NOW.plus_ms(-i64::try_from(age.as_millis()).unwrap()),
+        command: None,
     }
 }
 
@@ -56,6 +59,34 @@ fn work_is_consumed_only_by_a_consumer_of_its_subject_that_was_given_it() {
     assert!(is_missing(&leg(6, HOUR), given("commands.job.submit.*", 6)), "not given yet");
     assert!(is_missing(&leg(5, HOUR), given("commands.job.submit.tapis", 20)), "another kind's");
     assert!(is_missing(&leg(5, HOUR), Keeps::UntilConsumed(Vec::new())), "nobody's");
+}
+
+#[test]
+fn a_command_that_was_handed_out_has_left_traces() {
+    let job = |status: &str, attempt: u32, claimant: Option<&str>| -> Job {
+        serde_json::from_value(json!({
+            "id": Id::new(), "user_id": "ann", "name": "a", "agent": "x", "runner": "external", "dataset_id": "d",
+            "tacc_system": "other", "external_job_id": null, "status": status, "progress": null, "priority": "normal",
+            "params": {}, "resource_request": {}, "result": null, "error": null, "attempt": attempt, "retry_count": 0,
+            "max_retries": 3, "retry_at": null, "cancel_requested": false, "claimant": claimant, "lease_until": null,
+            "estimated_cost_usd": 0.0, "created_at": NOW, "updated_at": NOW, "started_at": null, "completed_at": null
+        }))
+        .unwrap()
+    };
+    let command = |runner: &str, buried: bool| -> Command {
+        serde_json::from_value(json!({ "attempt": 2, "runner": runner, "buried": buried })).unwrap()
+    };
+    let given = command("external", false);
+    let waits = job("QUEUED", 2, None);
+    assert!(matches!(given.after_handout(Some(&waits)), Absence::Missing(_)), "later ones prove nothing");
+    assert_eq!(command("process", false).after_handout(Some(&waits)), Absence::Unclaimed);
+    assert_eq!(command("external", true).after_handout(Some(&waits)), Absence::Consumed, "a dead letter");
+    for traced in [job("QUEUED", 2, Some("w")), job("RUNNING", 2, Some("w")), job("CANCELLED", 2, None)] {
+        assert_eq!(given.after_handout(Some(&traced)), Absence::Consumed, "{:?}", traced.status);
+    }
+    assert_eq!(given.after_handout(Some(&job("QUEUED", 3, None))), Absence::Consumed, "its attempt is over");
+    assert!(matches!(given.after_handout(Some(&job("FAILED", 1, None))), Absence::Missing(_)), "not begun");
+    assert_eq!(given.after_handout(None), Absence::Consumed, "deleted with age");
 }
 
 #[test]

@@ -142,6 +142,7 @@ impl Lane {
                         Err(PublishError::Down(_) | PublishError::Transient(_)) => {
                             self.failed.send_modify(|failed| *failed += 1);
                         }
+                        Err(PublishError::Unsettled { .. }) => {}
                         Err(wrong) => panic!("key {number}: {wrong}"),
                     }
                 }

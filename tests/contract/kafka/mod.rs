@@ -12,13 +12,14 @@ mod records;
 mod secured;
 mod server;
 mod stock;
+mod unheard;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use event_gateway::broker::kafka::{Kafka, KafkaTopology, TopicSpec};
-use event_gateway::broker::{Publisher, Source, Subscriber, Subscription};
+use event_gateway::broker::{Outgoing, Publisher, Source, Subscriber, Subscription};
 use event_gateway::config::Config;
 use event_gateway::domain::Broker;
 use event_gateway::domain::catalogue::{Catalogue, EventType, Route};
@@ -26,11 +27,13 @@ use rdkafka::ClientConfig;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 
 use crate::environment::variable;
-use crate::fixture::{Fixture, within};
+use crate::fixture::{Fixture, event, try_publish, within};
 
 /// The topic's name in the catalogue; in the cluster it has the fixture's prefix.
 pub const TOPIC: &str = "job-lifecycle";
 const PARTITIONS: u32 = 4;
+/// Between two tries.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// Where the brokers are.
 #[derive(Clone)]
@@ -106,6 +109,22 @@ pub fn route_to(topic: &str, key: &str) -> Route {
     Route { broker: Broker::Kafka, target: topic.into(), key: key.into(), optional: false }
 }
 
+/// One message of each of so many keys.
+pub fn window(keys: usize, sequence: i64) -> Vec<Outgoing> {
+    let keys = (0..keys).map(|n| format!("key-{n}"));
+    keys.map(|key| Outgoing { event: event(&key, sequence), route: route_to(TOPIC, &key) }).collect()
+}
+
+/// As a lane does: what is not confirmed goes again.
+pub async fn publish_until_confirmed(publisher: &dyn Publisher, mut waiting: Vec<Outgoing>) {
+    while !waiting.is_empty() {
+        let results = try_publish(publisher, &waiting).await;
+        let mut results = results.iter();
+        waiting.retain(|_| results.next().is_some_and(Result::is_err));
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
 /// Kafka with a topic, subjects and groups of its own.
 pub struct Fresh {
     pub site: Site,
@@ -125,6 +144,11 @@ impl Fresh {
     async fn open(config: &Config, prefix: &str) -> Kafka {
         let opened = Kafka::open_with(&config.kafka, &config.registry, topology(prefix, PARTITIONS));
         within(opened).await.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Another one beside it or after it.
+    pub async fn open_again(&self) -> Kafka {
+        Self::open(&self.config, &self.prefix).await
     }
 
     /// The topic's name in the cluster.

@@ -14,8 +14,6 @@ pub enum Mode {
     Cut,
     /// Every request gets this status, without a registry's error document.
     Answer(u16),
-    /// As `Answer(401)` to connections that do not begin with this `Authorization`, forwards others.
-    Guarded(&'static str),
 }
 
 pub struct Proxy {
@@ -61,44 +59,24 @@ impl Drop for Proxy {
     }
 }
 
-async fn serve(mut client: TcpStream, target: String, mode: Mode) {
+async fn serve(client: TcpStream, target: String, mode: Mode) {
     match mode {
         Mode::Cut => {}
-        Mode::Answer(status) => {
-            first_bytes(&mut client).await;
-            refuse(client, status).await;
-        }
-        Mode::Forward => forward(client, &target, &[]).await,
-        Mode::Guarded(authorization) => {
-            let first = first_bytes(&mut client).await;
-            if String::from_utf8_lossy(&first).contains(&format!("uthorization: {authorization}\r\n")) {
-                forward(client, &target, &first).await;
-            } else {
-                refuse(client, 401).await;
-            }
-        }
+        Mode::Answer(status) => refuse(client, status).await,
+        Mode::Forward => forward(client, &target).await,
     }
 }
 
-/// A request's head, as far as one read brings it; on the loopback that is all of it.
-async fn first_bytes(client: &mut TcpStream) -> Vec<u8> {
-    let mut bytes = vec![0; 16 << 10];
-    let read = client.read(&mut bytes).await.unwrap_or(0);
-    bytes.truncate(read);
-    bytes
-}
-
 async fn refuse(mut client: TcpStream, status: u16) {
+    // A request's head, as far as one read brings it; whoever has hung up is refused as well.
+    let _ = client.read(&mut [0; 16 << 10]).await;
     let answer = format!("HTTP/1.1 {status} No\r\ncontent-length: 2\r\nconnection: close\r\n\r\nno");
-    // Whoever has hung up is refused as well.
     let _ = client.write_all(answer.as_bytes()).await;
     let _ = client.shutdown().await;
 }
 
-async fn forward(mut client: TcpStream, target: &str, first: &[u8]) {
-    if let Ok(mut server) = TcpStream::connect(target).await
-        && server.write_all(first).await.is_ok()
-    {
+async fn forward(mut client: TcpStream, target: &str) {
+    if let Ok(mut server) = TcpStream::connect(target).await {
         let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
     }
 }

@@ -1,7 +1,8 @@
 //! Brokers that ask for TLS and SASL/SCRAM, with an authority of the test's own, and a registry
-//! that asks for HTTP basic.
+//! behind a server that asks for TLS and HTTP basic.
 
-use std::io::{BufRead as _, BufReader};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -9,10 +10,8 @@ use event_gateway::broker::Outgoing;
 use event_gateway::broker::kafka::{Health, Kafka};
 use rdkafka::ClientConfig;
 
-use super::proxy::{Mode, Proxy};
-use super::server::{Cluster, Shape, jars};
-use super::stock::python;
-use super::{Fresh, PARTITIONS, Site, TOPIC, consumer, route_to, topology, unique_prefix};
+use super::server::{Cluster, Shape, free_port, jars};
+use super::{AGAIN, Fresh, PARTITIONS, Site, TOPIC, consumer, route_to, topology, unique_prefix};
 use crate::fixture::*;
 
 fn openssl(directory: &Path, arguments: &str) {
@@ -143,25 +142,63 @@ async fn who_is_who_they_say_is_let_in_over_tls_and_nobody_else() {
     secured.is_kept_out(&[("kafka.ca_file", &ca)], "certificate verify failed").await;
 }
 
-/// Ends TLS in front of an address. It ends with the test.
-struct Tls {
+/// Apache httpd in front of an address: takes TLS, and ada by her password. It ends with the test.
+struct Door {
     process: Child,
     port: u16,
 }
 
-impl Tls {
-    fn start(python: &str, directory: &Path, target: &str) -> Self {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kafka/tls.py");
-        let mut command = Command::new(python);
-        command.args([script, "server.pem", "server.key", target]).current_dir(directory);
-        let mut process = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut port = String::new();
-        BufReader::new(process.stdout.take().unwrap()).read_line(&mut port).unwrap();
-        Self { process, port: port.trim().parse().unwrap() }
+/// `{directory}`, `{port}` and `{target}` differ. As root it serves as somebody else.
+const DOOR: &str = "\
+ServerRoot {directory}
+ServerName 127.0.0.1
+Listen 127.0.0.1:{port}
+PidFile {directory}/httpd.pid
+ErrorLog {directory}/httpd.log
+Mutex file:{directory}
+User nobody
+Group nogroup
+SSLEngine on
+SSLCertificateFile server.pem
+SSLCertificateKeyFile server.key
+AllowEncodedSlashes NoDecode
+ProxyPass / http://{target}/ nocanon
+<Location />
+AuthType Basic
+AuthName schemas
+AuthUserFile users
+Require valid-user
+</Location>
+";
+const MODULES: [&str; 9] =
+    ["mpm_event", "authn_core", "authn_file", "authz_core", "authz_user", "auth_basic", "proxy", "proxy_http", "ssl"];
+
+impl Door {
+    async fn start(directory: &Path, target: &str) -> Self {
+        // Whoever it serves as reads the passwords.
+        std::fs::set_permissions(directory, Permissions::from_mode(0o755)).unwrap();
+        let hash = Command::new("openssl").args(["passwd", "-apr1", "s3cret"]).output().unwrap();
+        std::fs::write(directory.join("users"), [&b"ada:"[..], &hash.stdout].concat()).unwrap();
+        let port = free_port();
+        let modules = MODULES.map(|name| format!("LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so\n"));
+        let rest = DOOR.replace("{directory}", &directory.display().to_string());
+        let rest = rest.replace("{port}", &port.to_string()).replace("{target}", target);
+        let file = directory.join("httpd.conf");
+        std::fs::write(&file, modules.concat() + &rest).unwrap();
+        // In the foreground, as one process.
+        let process = Command::new("/usr/sbin/apache2").arg("-X").arg("-f").arg(file).stdin(Stdio::null()).spawn();
+        let door = Self { process: process.expect("Debian's apache2-bin: scripts/setup"), port };
+        within(async {
+            while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+                tokio::time::sleep(AGAIN).await;
+            }
+        })
+        .await;
+        door
     }
 }
 
-impl Drop for Tls {
+impl Drop for Door {
     fn drop(&mut self) {
         // It may have ended by itself.
         let _ = self.process.kill();
@@ -171,13 +208,11 @@ impl Drop for Tls {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registry_that_asks_for_a_password_gets_it_over_tls_and_a_false_one_does_not() {
-    let (Some(site), Some(python)) = (Site::find(), python()) else { return };
+    let Some(site) = Site::find() else { return };
     let directory = tempfile::tempdir().unwrap();
     certificates(directory.path());
-    // Of ada:s3cret.
-    let door = Proxy::start(&site.registry_address(), Mode::Guarded("Basic YWRhOnMzY3JldA==")).await;
-    let tls = Tls::start(&python, directory.path(), &format!("127.0.0.1:{}", door.port()));
-    let url = site.registry_at(tls.port).replace("http:", "https:");
+    let door = Door::start(directory.path(), &site.registry_address()).await;
+    let url = site.registry_at(door.port).replace("http:", "https:");
     let ca = directory.path().join("ca.pem").display().to_string();
     let known = [
         ("kafka.schema_registry_url", &*url),

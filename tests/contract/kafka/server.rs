@@ -25,7 +25,7 @@ pub fn jars() -> Option<PathBuf> {
     or_skip(found, "EVENT_GATEWAY_TEST_KAFKA_LIBS names no directory")
 }
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 

@@ -1,12 +1,17 @@
 //! What is declared, and what is found there.
 
+use std::time::Duration;
+
+use event_gateway::broker::Source;
 use event_gateway::broker::rabbitmq::{RabbitMq, RabbitMqError, Topology};
 use event_gateway::domain::catalogue::{Catalogue, ExchangeKind};
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
+use serde_json::{Value, json};
 
 use super::{Fresh, config, outsider, servers, unbind, until_heard_again};
-use crate::fixture::{Fixture, consume, outgoing, publish, subscribe, within};
+use crate::environment::variable;
+use crate::fixture::{Fixture, Live, consume, outgoing, publish, subscribe, within};
 use crate::proxy::{Mode, Proxy};
 
 #[test]
@@ -46,6 +51,34 @@ async fn queues_have_the_properties_that_are_documented() {
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         within(channel.queue_declare((&*queue).into(), options, arguments)).await.unwrap();
     }
+}
+
+/// As the server's management shows it: nobody else may ask on AMQP.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_live_readers_queue_is_bounded_and_goes_with_it() {
+    let (Some(urls), Some(management)) = (servers(), variable("EVENT_GATEWAY_TEST_RABBITMQ_MANAGEMENT")) else {
+        return;
+    };
+    let fixture = Fresh::with(&urls, &[], &[]).await;
+    let live = fixture.live();
+    let Source::Queue { name, .. } = &live.source else { panic!("{live:?}") };
+    // Its name goes on with a number, another one with each subscription.
+    let shown = async || {
+        let all: Vec<Value> = reqwest::get(format!("{management}/api/queues/%2f")).await.unwrap().json().await.unwrap();
+        all.into_iter().find(|queue| queue["name"].as_str().is_some_and(|known| known.starts_with(&**name)))
+    };
+    let inbound = subscribe(&fixture, &live).await;
+    let queue = shown().await.expect("a queue");
+    assert_eq!((&queue["exclusive"], &queue["auto_delete"]), (&json!(true), &json!(true)), "{queue}");
+    let bounds = json!({ "x-message-ttl": 30_000, "x-max-length": 50_000, "x-overflow": "drop-head" });
+    assert_eq!(queue["arguments"], bounds);
+    drop(inbound);
+    let gone = async {
+        while shown().await.is_some() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    within(gone).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,13 +4,15 @@
 use std::thread::sleep;
 use std::time::Duration;
 
+use event_gateway::domain::Broker;
 use futures_util::future::join_all;
 use tokio::runtime::{Builder, Runtime};
 
-use super::{FROZEN, IMPATIENT, outlives, world};
+use super::{FROZEN, IMPATIENT, MINUTE, outlives, world};
 use crate::aftermath::all_is_well;
 use crate::environment::variable;
 use crate::gateway::Gateway;
+use crate::play::psql;
 use crate::proxy::{Mode, Proxy};
 use crate::readiness::until;
 use crate::world::World;
@@ -20,12 +22,16 @@ const SLOW: Mode = Mode::Slow(1000);
 const HALF_A_MINUTE: Duration = Duration::from_secs(30);
 /// For whoever was refused to be answered before the next fault: clients give up after a minute.
 const CALM: Duration = Duration::from_secs(10);
+/// A lane with room for what has to wait for one broker in half a minute, without what waits behind it.
+const LANE: [&str; 1] = ["relay.lane_capacity=1024"];
+/// Half of what others lead: of twenty jobs a second, with four records and more each.
+const ENOUGH: u64 = 800;
 /// All faults and what is between them.
 const LENGTH: Duration = Duration::from_secs(130);
 
 /// Proxies in front of all nodes that a setting names.
-struct Network {
-    setting: String,
+pub(super) struct Network {
+    pub(super) setting: String,
     proxies: Vec<Proxy>,
     /// Carries them.
     _runtime: Runtime,
@@ -40,20 +46,20 @@ impl Network {
     }
 
     /// In front of what the world's setting of this name says.
-    fn before(world: &World, setting: &str) -> Self {
+    pub(super) fn before(world: &World, setting: &str) -> Self {
         let mut known = world.settings().into_iter();
         let servers = known.find_map(|line| line.strip_prefix(setting)?.strip_prefix('=')).unwrap();
         Self::of(setting, async || join_all(servers.split(',').map(Proxy::before)).await)
     }
 
     /// Kafka's brokers say where clients have to go next: there the proxies have to be.
-    fn before_kafka() -> Option<Self> {
+    pub(super) fn before_kafka() -> Option<Self> {
         let ways = variable("EVENT_GATEWAY_TEST_KAFKA_PROXIED")?;
         let ways = ways.split(',').map(|way| way.split_once('=').unwrap());
         Some(Self::of("kafka.brokers", async || join_all(ways.map(|(at, server)| Proxy::at(at, server))).await))
     }
 
-    fn set(&self, mode: Mode) {
+    pub(super) fn set(&self, mode: Mode) {
         self.proxies.iter().for_each(|proxy| proxy.set(mode));
     }
 
@@ -113,4 +119,29 @@ fn nats_is_far_and_badly_connected() {
 fn postgresql_is_far_and_badly_connected() {
     let Some(world) = world() else { return };
     Network::before(&world, "store.url").is_outlived(&world, "store");
+}
+
+/// The cluster hears it: nobody else leads its partitions. Whoever is not of those goes on, though the
+/// others would fill a lane.
+#[test]
+#[ignore = "long: make test-faults"]
+fn a_kafka_broker_is_not_heard() {
+    let Some(world) = world() else { return };
+    let Some(network) = Network::before_kafka() else { return };
+    let more = [&IMPATIENT[..], &LANE, &[&*network.setting]].concat();
+    let in_kafka = || -> u64 {
+        let done = format!("SELECT count(*) FROM legs WHERE state = 1 AND broker = {}", Broker::Kafka as i16);
+        psql(&world.database, &done).parse().unwrap()
+    };
+    let meanwhile = |gateway: &Gateway| {
+        network.proxies[0].set(Mode::Silent);
+        until(gateway, &["kafka"]);
+        let before = in_kafka();
+        sleep(HALF_A_MINUTE);
+        let since = in_kafka() - before;
+        println!("{since} records were published in half a minute");
+        assert!(since > ENOUGH, "{since}");
+        network.proxies[0].set(Mode::Open);
+    };
+    outlives(&world, &more, MINUTE, meanwhile, all_is_well);
 }

@@ -4,6 +4,7 @@ mod database;
 mod faults;
 mod limits;
 mod owners;
+#[path = "../../support/commits.rs"]
 mod proxy;
 mod secured;
 #[path = "../../support/postgres.rs"]

@@ -1,5 +1,9 @@
 //! Two gateways on one PostgreSQL and one set of brokers.
 
+mod live;
+mod order;
+pub mod people;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -9,14 +13,19 @@ use serde_json::{Value, json};
 use crate::aftermath::all_is_well;
 use crate::gateway::Gateway;
 use crate::play::{play, psql};
+use crate::readiness::scraped;
+use crate::waiting::{MINUTE, await_that};
 use crate::world::World;
 
 /// A gateway of this name.
 fn instance(world: &World, name: &str) -> Gateway {
+    instance_with(world, name, &[])
+}
+
+/// The same, with these settings besides.
+fn instance_with(world: &World, name: &str, more: &[&str]) -> Gateway {
     let id = format!("instance.id={name}");
-    let mut settings = world.settings();
-    settings.push(&id);
-    Gateway::start(&settings)
+    Gateway::start(&[&world.settings()[..], &[&*id], more].concat())
 }
 
 #[test]
@@ -107,38 +116,27 @@ fn runners_of_two_instances_share_the_jobs_and_each_runs_once() {
         assert_eq!(counted, format!("{JOBS}|{JOBS}"), "{event}");
     }
     assert_eq!(sql("SELECT count(*) FROM events WHERE event_type = 'job.failed'"), "0");
+    all_is_well(&first, &world);
     assert!(first.stop().success() && second.stop().success());
 }
 
 #[test]
 fn one_instance_samples_the_health_and_another_goes_on_when_it_is_killed() {
     let Some(world) = World::fresh() else { return };
-    let start = |name: &str| {
-        let id = format!("instance.id={name}");
-        let mut settings = world.settings();
-        settings.extend([&*id, "health.interval=1s", "instance.lease=3s"]);
-        Gateway::start(&settings)
-    };
+    let start = |name: &str| instance_with(&world, name, &["health.interval=1s", "instance.lease=3s"]);
     let events = "FROM events WHERE event_type = 'system.health.check'";
     let count = |of: &str| -> u64 {
         psql(&world.database, &format!("SELECT count(*) {events} AND aggregate_id = '{of}'")).parse().unwrap()
     };
-    let until = |what: &str, holds: &dyn Fn() -> bool| {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while !holds() {
-            assert!(Instant::now() < deadline, "waited in vain for {what}");
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    };
     let first = start("first");
-    until("a sample of the first", &|| count("first") > 0);
+    await_that("a sample of the first", MINUTE, || count("first") > 0);
     let second = start("second");
     let before = count("first");
-    until("more samples of the first", &|| count("first") >= before + 4);
+    await_that("more samples of the first", MINUTE, || count("first") >= before + 4);
     assert_eq!(count("second"), 0, "one samples for all");
 
     drop(first); // SIGKILL
-    until("a sample of the second", &|| count("second") > 1);
+    await_that("a sample of the second", MINUTE, || count("second") > 1);
     let payload = psql(&world.database, &format!("SELECT payload {events} AND aggregate_id = 'second' LIMIT 1"));
     let payload: Value = serde_json::from_str(&payload).unwrap();
     for component in ["database", "rabbitmq", "kafka", "nats", "registry", "external_api"] {
@@ -147,6 +145,45 @@ fn one_instance_samples_the_health_and_another_goes_on_when_it_is_killed() {
     // And it is on its way to both brokers.
     let legs = "SELECT count(*) FROM events e JOIN legs l USING (position) \
                 WHERE e.event_type = 'system.health.check' AND l.state = 1";
-    until("its legs", &|| psql(&world.database, legs).parse::<u64>().unwrap() > 0);
+    await_that("its legs", MINUTE, || psql(&world.database, legs).parse::<u64>().unwrap() > 0);
+    assert!(second.stop().success());
+}
+
+/// Rows of the audit trail that an instance has deleted by itself.
+fn pruned_by(gateway: &Gateway) -> u64 {
+    let metrics = scraped(gateway);
+    let counted =
+        metrics.lines().find_map(|line| line.strip_prefix("event_gateway_pruned_rows_total{kind=\"audit\"} "));
+    counted.and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("{metrics}"))
+}
+
+#[test]
+fn one_instance_deletes_what_is_old_and_another_goes_on_when_it_is_killed() {
+    let Some(world) = World::fresh() else { return };
+    let sql = |query: &str| psql(&world.database, query);
+    // The duty's lease is twice that: time enough for an instance on a busy machine to ask again.
+    let start = |name: &str| instance_with(&world, name, &["retention.interval=2s"]);
+    let on_duty = || sql("SELECT instance FROM duties JOIN owners USING (owner) WHERE name = 'retention'");
+    let add_old_rows = || {
+        sql("INSERT INTO audit_log (audit_id, audit_type, actor_user_id, target_resource_type, target_resource_id, \
+               at, details) SELECT gen_random_uuid(), 'a', 'ada', 'job', 'j', now() - interval '100 days', \
+               '{}'::json FROM generate_series(1, 3)");
+    };
+    // The newest row stays, however old it is.
+    let await_the_last = || await_that("old rows to go", MINUTE, || sql("SELECT count(*) FROM audit_log") == "1");
+
+    let first = start("first");
+    await_that("the first to have the duty", MINUTE, || on_duty() == "first");
+    let second = start("second");
+    add_old_rows();
+    await_the_last();
+    await_that("the first to count them", MINUTE, || pruned_by(&first) == 2);
+    assert_eq!((&*on_duty(), pruned_by(&second)), ("first", 0), "one does it for all");
+
+    drop(first); // SIGKILL
+    add_old_rows();
+    await_the_last();
+    await_that("the second to count them", MINUTE, || pruned_by(&second) == 3);
+    assert_eq!(on_duty(), "second");
     assert!(second.stop().success());
 }

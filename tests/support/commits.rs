@@ -1,10 +1,11 @@
-//! A way to the server that cuts the next COMMIT.
+//! A way to a PostgreSQL server that cuts the next COMMIT.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use event_gateway::task;
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -24,12 +25,16 @@ pub enum Cut {
     Freeze = 4,
     /// As `After`, and nobody gets through from then on.
     AfterAndAway = 5,
+    /// As `Before`, and nobody gets through from then on.
+    BeforeAndAway = 6,
 }
 
 /// What the proxy's connections share.
 #[derive(Default)]
 struct Orders {
     cut: AtomicU8,
+    /// What a connection has to have sent for its COMMIT to be cut.
+    word: Mutex<String>,
     away: AtomicBool,
     frozen: Notify,
 }
@@ -61,6 +66,12 @@ impl Proxy {
     }
 
     pub fn cut_next_commit(&self, how: Cut) {
+        self.cut_commit_of("", how);
+    }
+
+    /// As [`Proxy::cut_next_commit`], of a connection that has sent this word.
+    pub fn cut_commit_of(&self, word: &str, how: Cut) {
+        *self.orders.word.lock() = word.to_owned();
         self.orders.cut.store(how as u8, Ordering::SeqCst);
     }
 
@@ -84,6 +95,8 @@ impl Drop for Proxy {
 /// Passes bytes until one side ends or a COMMIT is cut.
 async fn relay(mut client: TcpStream, mut server: TcpStream, orders: Arc<Orders>) {
     let (mut up, mut down) = (vec![0; 65_536], vec![0; 65_536]);
+    // The word that it has sent last, of those that were asked for.
+    let mut sent = String::new();
     loop {
         tokio::select! {
             read = client.read(&mut up) => {
@@ -91,9 +104,16 @@ async fn relay(mut client: TcpStream, mut server: TcpStream, orders: Arc<Orders>
                 if orders.away.load(Ordering::SeqCst) {
                     return;
                 }
-                let commit = up[..count].windows(7).any(|bytes| bytes == b"COMMIT\0");
+                let word = orders.word.lock().clone();
+                if has(&up[..count], &word) {
+                    sent.clone_from(&word);
+                }
+                let commit = sent == word && has(&up[..count], "COMMIT\0");
                 let how = if commit { orders.cut.swap(Cut::No as u8, Ordering::SeqCst) } else { Cut::No as u8 };
-                if how == Cut::Before as u8 {
+                if how == Cut::AfterAndAway as u8 || how == Cut::BeforeAndAway as u8 {
+                    orders.away.store(true, Ordering::SeqCst);
+                }
+                if how == Cut::Before as u8 || how == Cut::BeforeAndAway as u8 {
                     return;
                 }
                 if how == Cut::Freeze as u8 {
@@ -106,9 +126,6 @@ async fn relay(mut client: TcpStream, mut server: TcpStream, orders: Arc<Orders>
                     // Until the server ends it.
                     while matches!(server.read(&mut down).await, Ok(1..)) {}
                     return;
-                }
-                if how == Cut::AfterAndAway as u8 {
-                    orders.away.store(true, Ordering::SeqCst);
                 }
                 if server.write_all(&up[..count]).await.is_err() {
                     return;
@@ -128,4 +145,8 @@ async fn relay(mut client: TcpStream, mut server: TcpStream, orders: Arc<Orders>
             }
         }
     }
+}
+
+fn has(bytes: &[u8], text: &str) -> bool {
+    text.is_empty() || bytes.windows(text.len()).any(|part| part == text.as_bytes())
 }
