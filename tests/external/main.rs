@@ -32,6 +32,7 @@ mod proxy;
 mod readiness;
 mod reconcile;
 mod restore;
+mod stock;
 mod topology;
 mod waiting;
 mod work_queue;

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::aftermath::all_is_well;
 use crate::gateway::Gateway;
+use crate::stock;
 use crate::world::{CLUSTER, World, address, brokers};
 
 const LOG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/small.swf");
@@ -114,6 +115,7 @@ fn a_log_is_played_and_everything_is_where_the_ledger_says() {
     let text = kcat(&world, "job-lifecycle");
     let submitted = text.lines().filter(|line| line.contains("job.submitted")).count();
     assert_eq!(submitted as u64, jobs, "{text}");
+    stock::reads_everything(&world);
     // RabbitMQ: the consumers have emptied their queues.
     let queues = brokers(&["rabbitmqctl", "rabbit1", "-q", "list_queues", "-p", &world.vhost, "name", "messages"]);
     assert!(queues.contains("job-events-api"), "{queues}");

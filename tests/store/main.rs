@@ -45,6 +45,7 @@ macro_rules! contract {
             numbers_have_no_gaps_over_batches,
             a_message_has_its_effect_once,
             later_events_of_a_failed_key_park_and_come_back_in_order,
+            what_is_delivered_again_keeps_its_place_in_the_backlog,
             a_dead_head_keeps_its_key_blocked,
             consumers_without_order_park_nothing,
             claims_take_the_best_job_and_only_once,

@@ -182,6 +182,26 @@ pub async fn later_events_of_a_failed_key_park_and_come_back_in_order(opened: &O
     committed(opened, delivery("audit", &more[0], Verdict::Done)).await;
 }
 
+/// A broker may deliver again what is in the backlog: after a crash before the acknowledgement, or from
+/// the beginning of a topic.
+pub async fn what_is_delivered_again_keeps_its_place_in_the_backlog(opened: &Opened) {
+    let (dead, waiting) = (three_events(opened).await, three_events(opened).await);
+    commit(opened, vec![delivery("audit", &dead[0], failed(None))]).await;
+    let now = Timestamp::now();
+    let second = Verdict::Failed { error: "no luck".into(), attempts: 2, retry_at: Some(now) };
+    commit(opened, vec![delivery("audit", &waiting[0], failed(Some(now)))]).await;
+    commit(opened, vec![from_backlog(&waiting[0], second)]).await;
+
+    for verdict in [Verdict::Done, failed(Some(now))] {
+        let again = [&dead[0], &waiting[0]].map(|event| delivery("audit", event, verdict.clone()));
+        assert!(matches!(commit(opened, again.into()).await[..], [Outcome::Parked, Outcome::Parked]));
+        assert_eq!(opened.store.wake_headless("audit", now).await.unwrap(), 0, "neither is parked");
+        let (rows, _) = opened.store.backlog_due("audit", Timestamp::now(), 100).await.unwrap();
+        let due: Vec<_> = rows.iter().map(|row| (row.event_id, row.attempts)).collect();
+        assert_eq!(due, [(waiting[0].event_id, 2)], "the dead one stays dead");
+    }
+}
+
 pub async fn a_dead_head_keeps_its_key_blocked(opened: &Opened) {
     let events = three_events(opened).await;
     commit(opened, vec![delivery("audit", &events[0], failed(None))]).await;

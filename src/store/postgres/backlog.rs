@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use sqlx::postgres::PgBindIterExt;
-use sqlx::{PgConnection, Row};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::batch::Batch;
 use super::rows::{int, read_id, read_text, read_time_or_null, read_u32, rounds, time};
@@ -41,15 +41,30 @@ pub(super) async fn lock_blocked(
     rows.iter().map(|row| Ok((read_text(row, "consumer")?, read_text(row, "key")?))).collect()
 }
 
-/// Inserts, or moves a row along: the error history grows, the bytes stay.
+const INSERT: &str = "INSERT INTO backlog (consumer, key, sequence, event_id, state, ordered, attempts, next_at, at, \
+   errors, headers, encoding, body, source) \
+ SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::uuid[], $5::smallint[], $6::boolean[], \
+   $7::integer[], $8::timestamptz[], $9::timestamptz[], $10::jsonb[], $11::bytea[], $12::text[], \
+   $13::bytea[], $14::text[]) \
+ ON CONFLICT (consumer, event_id)";
+const MOVE: &str = "DO UPDATE SET state = excluded.state, attempts = excluded.attempts, \
+   next_at = excluded.next_at, at = excluded.at, errors = backlog.errors || excluded.errors";
+
+/// Inserts what is delivered, unless it is here: a broker's repeat is not another attempt. What was
+/// tried from the backlog moves along: the error history grows, the bytes stay.
 pub(super) async fn put(c: &mut PgConnection, rows: &[BacklogPut]) -> Result<(), StoreError> {
     for rows in rounds(rows, |row| (row.claim.consumer.clone(), row.claim.event_id)) {
-        put_round(c, &rows).await?;
+        let (tried, delivered): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.claim.from_backlog);
+        write(c, &delivered, "DO NOTHING").await?;
+        write(c, &tried, MOVE).await?;
     }
     Ok(())
 }
 
-async fn put_round(c: &mut PgConnection, rows: &[&BacklogPut]) -> Result<(), StoreError> {
+async fn write(c: &mut PgConnection, rows: &[&BacklogPut], on_conflict: &'static str) -> Result<(), StoreError> {
+    if rows.is_empty() {
+        return Ok(());
+    }
     let claims = rows.iter().map(|row| &row.claim);
     let errors = rows.iter().map(|row| {
         let (attempts, _, error) = row.progress();
@@ -61,31 +76,23 @@ async fn put_round(c: &mut PgConnection, rows: &[&BacklogPut]) -> Result<(), Sto
         let headers = row.message().and_then(|message| message.headers.as_ref());
         headers.and_then(|headers| serde_json::to_vec(&**headers).ok()).unwrap_or_default()
     });
-    sqlx::query(
-        "INSERT INTO backlog (consumer, key, sequence, event_id, state, ordered, attempts, next_at, at, errors, \
-           headers, encoding, body, source) \
-         SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::uuid[], $5::smallint[], $6::boolean[], \
-           $7::integer[], $8::timestamptz[], $9::timestamptz[], $10::jsonb[], $11::bytea[], $12::text[], \
-           $13::bytea[], $14::text[]) \
-         ON CONFLICT (consumer, event_id) DO UPDATE SET state = excluded.state, attempts = excluded.attempts, \
-           next_at = excluded.next_at, at = excluded.at, errors = backlog.errors || excluded.errors",
-    )
-    .bind(claims.clone().map(|claim| &*claim.consumer).bind_iter())
-    .bind(claims.clone().map(|claim| &*claim.key).bind_iter())
-    .bind(claims.clone().map(|claim| claim.sequence).bind_iter())
-    .bind(claims.clone().map(|claim| claim.event_id.0).bind_iter())
-    .bind(rows.iter().map(|row| row.state as i16).bind_iter())
-    .bind(claims.clone().map(|claim| claim.ordered).bind_iter())
-    .bind(rows.iter().map(|row| int(row.progress().0)).bind_iter())
-    .bind(rows.iter().map(|row| row.progress().1.map(time)).bind_iter())
-    .bind(claims.map(|claim| time(claim.at)).bind_iter())
-    .bind(errors.bind_iter())
-    .bind(headers.bind_iter())
-    .bind(rows.iter().map(|row| row.message().map_or("json", |m| encoding_text(m.encoding))).bind_iter())
-    .bind(rows.iter().map(|row| row.message().map_or(&[][..], |m| &m.body[..])).bind_iter())
-    .bind(rows.iter().map(|row| row.message().map_or("", |m| &*m.position)).bind_iter())
-    .execute(c)
-    .await?;
+    sqlx::query(AssertSqlSafe(format!("{INSERT} {on_conflict}")))
+        .bind(claims.clone().map(|claim| &*claim.consumer).bind_iter())
+        .bind(claims.clone().map(|claim| &*claim.key).bind_iter())
+        .bind(claims.clone().map(|claim| claim.sequence).bind_iter())
+        .bind(claims.clone().map(|claim| claim.event_id.0).bind_iter())
+        .bind(rows.iter().map(|row| row.state as i16).bind_iter())
+        .bind(claims.clone().map(|claim| claim.ordered).bind_iter())
+        .bind(rows.iter().map(|row| int(row.progress().0)).bind_iter())
+        .bind(rows.iter().map(|row| row.progress().1.map(time)).bind_iter())
+        .bind(claims.map(|claim| time(claim.at)).bind_iter())
+        .bind(errors.bind_iter())
+        .bind(headers.bind_iter())
+        .bind(rows.iter().map(|row| row.message().map_or("json", |m| encoding_text(m.encoding))).bind_iter())
+        .bind(rows.iter().map(|row| row.message().map_or(&[][..], |m| &m.body[..])).bind_iter())
+        .bind(rows.iter().map(|row| row.message().map_or("", |m| &*m.position)).bind_iter())
+        .execute(c)
+        .await?;
     Ok(())
 }
 

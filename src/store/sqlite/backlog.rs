@@ -37,17 +37,30 @@ pub(super) async fn load_blocked(
         .collect()
 }
 
-/// Inserts, or moves a row along: the error history grows, the bytes stay.
+const MOVE: &str = "ON CONFLICT (consumer, event_id) DO UPDATE SET state = excluded.state, \
+   attempts = excluded.attempts, next_at = excluded.next_at, at = excluded.at, \
+   errors = CASE WHEN excluded.errors = '[]' THEN errors \
+     ELSE json_insert(errors, '$[#]', json(excluded.errors ->> '$[0]')) END";
+
+/// Inserts what is delivered, unless it is here: a broker's repeat is not another attempt. What was
+/// tried from the backlog moves along: the error history grows, the bytes stay.
 pub(super) async fn put(connection: &mut SqliteConnection, rows: &[BacklogPut]) -> Result<(), sqlx::Error> {
+    let (tried, delivered): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.claim.from_backlog);
+    write(connection, &delivered, "ON CONFLICT (consumer, event_id) DO NOTHING").await?;
+    write(connection, &tried, MOVE).await
+}
+
+async fn write(
+    connection: &mut SqliteConnection,
+    rows: &[&BacklogPut],
+    on_conflict: &'static str,
+) -> Result<(), sqlx::Error> {
     write_rows(
         connection,
         "INSERT INTO backlog (consumer, key, sequence, event_id, state, ordered, attempts, next_at, at, errors, \
          headers, encoding, body, source)",
         "(?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-        "ON CONFLICT (consumer, event_id) DO UPDATE SET state = excluded.state, attempts = excluded.attempts, \
-         next_at = excluded.next_at, at = excluded.at, \
-         errors = CASE WHEN excluded.errors = '[]' THEN errors \
-           ELSE json_insert(errors, '$[#]', json(excluded.errors ->> '$[0]')) END",
+        on_conflict,
         rows,
         |args, row| {
             let claim = &row.claim;

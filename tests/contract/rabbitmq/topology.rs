@@ -107,6 +107,21 @@ async fn a_queue_with_other_properties_is_named_with_the_difference() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_exchange_of_another_type_is_named_with_the_difference() {
+    let Some(urls) = servers() else { return };
+    let fixture = Fresh::with(&urls, &[], &[]).await;
+    let mut other = fixture.topology.clone();
+    let (name, kind) = other.exchanges.iter_mut().find(|(_, kind)| *kind == ExchangeKind::Topic).expect("a topic");
+    *kind = ExchangeKind::Direct;
+    let name = name.clone();
+    let error = within(RabbitMq::open(&fixture.config.rabbitmq, other)).await.err().expect("refused");
+    let RabbitMqError::Topology(why) = &error else { panic!("{error}") };
+    for part in [&*name, "type is topic, wanted is direct"] {
+        assert!(why.contains(part), "{part} in {why}");
+    }
+}
+
 /// Somebody deletes a queue and makes it again with a limit of their own, and without bindings.
 async fn recreate(urls: &str, fixture: &Fresh, queue: &str) {
     let queue = fixture.name(queue);
