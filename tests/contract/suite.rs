@@ -159,7 +159,11 @@ pub async fn messages_and_positions_survive_a_restart<F: Fixture>() {
     let fixture = F::start(&["reader", "other"]).await;
     publish_series(&fixture, "alpha", 1..=60).await;
     let mut inbound = subscribe(&fixture, &fixture.durable("reader")).await;
-    assert_eq!(sequences(&consume(&mut *inbound, 40).await), (1..=40).collect::<Vec<_>>());
+    // At once: of many acknowledgements RabbitMQ keeps the last on the channel while its queue is busy,
+    // and forgets them with it.
+    let got = receive(&mut *inbound, 40).await;
+    assert_eq!(sequences(&got), (1..=40).collect::<Vec<_>>());
+    within(inbound.ack(&tokens(&got))).await.unwrap();
     drop(inbound);
 
     let fixture = fixture.restart().await;

@@ -23,6 +23,7 @@ mod faults;
 #[expect(dead_code, reason = "the tests of the gateway that run here as well use the rest of it")]
 mod fresh;
 mod instances;
+mod lag;
 mod lasting;
 mod mixed;
 mod play;
