@@ -12,6 +12,9 @@ mod gateway;
 mod jobs;
 mod program;
 mod reconcile;
+#[path = "../support/runtime.rs"]
+#[expect(dead_code, reason = "the tests on real brokers use the rest of it")]
+mod runtime;
 mod schemas;
 #[path = "../support/postgres.rs"]
 mod server;

@@ -6,6 +6,7 @@ use sqlx::{Connection, SqliteConnection};
 
 use crate::gateway::Gateway;
 use crate::program::{Ended, Program};
+use crate::runtime::runtime;
 
 const DATASET: &str = "alpha-cal/point-source-10ant.csv";
 /// The records of the job in its partition of job-lifecycle, in order.
@@ -55,7 +56,7 @@ impl Site {
                 std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
             }
         }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = runtime();
         runtime.block_on(async {
             let (mut store, mut brokers) = (open(&to.join("gateway.db")).await, open(&to.join("brokers.db")).await);
             change(&mut store, &mut brokers, &self.job).await;

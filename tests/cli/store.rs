@@ -4,9 +4,9 @@
 use serde_json::json;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection, Row, SqliteConnection};
-use tokio::runtime::{Builder, Runtime};
 
 use crate::program::Program;
+use crate::runtime::runtime;
 use crate::server::Schema;
 
 const COMMANDS: [&[&str]; 3] = [&["reconcile"], &["prune", "--dry-run"], &["prune"]];
@@ -37,10 +37,6 @@ fn are_pruned_by_their_age(program: &Program, settings: &[&str]) {
     assert_eq!(prune(&[&["--kind", "events"], &short[..]].concat())["rows"], json!({}));
     assert_eq!(prune(&short)["rows"], json!({ "audit": 2 }));
     assert_eq!(prune(&short)["rows"], json!({}));
-}
-
-fn runtime() -> Runtime {
-    Builder::new_current_thread().enable_all().build().unwrap()
 }
 
 /// The setting that names it.

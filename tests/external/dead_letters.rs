@@ -16,6 +16,7 @@ use crate::gateway::Gateway;
 use crate::play::psql;
 use crate::readiness::{scraped, until};
 use crate::reconcile::{depth, submitted};
+use crate::runtime::runtime;
 use crate::waiting::{MINUTE, await_that};
 use crate::work_queue::nothing_waits;
 use crate::world::{World, address};
@@ -98,7 +99,7 @@ fn garbage_on_the_work_queue_is_one_dead_letter_and_gone_from_jetstream() {
         );
         psql(&world.database, &query)
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = runtime();
     let servers: Vec<String> = address("NATS").unwrap().split(',').map(str::to_owned).collect();
     let jetstream = runtime.block_on(async { async_nats::jetstream::new(async_nats::connect(servers).await.unwrap()) });
     let published = runtime.block_on(async {
@@ -139,7 +140,7 @@ fn what_the_store_refuses_with_its_headers_is_a_dead_letter_without_them() {
     until(&gateway, &[]);
     let long: String = (0..600).map(|_| Id::new().to_string()).collect();
     let foreign = ["job\0of nobody", &long].map(|job| (Id::new(), job));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = runtime();
     for (id, job) in foreign {
         runtime.block_on(to_rabbitmq(&world, "job.completed", "{}", completed(id, job)));
     }
@@ -162,7 +163,7 @@ fn garbage_among_events_is_a_dead_letter_of_each_consumer_that_reads_it() {
     let gateway = Gateway::start(&world.settings());
     until(&gateway, &[]);
     let garbage = "\u{1}no event";
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = runtime();
     runtime.block_on(async {
         to_rabbitmq(&world, "job.garbage", garbage, BasicProperties::default()).await;
         to_kafka(&world, garbage).await;

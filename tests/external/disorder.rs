@@ -12,7 +12,6 @@ use rdkafka::message::{Message, OwnedMessage};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use serde_json::{Value, json};
-use tokio::runtime::{Builder, Runtime};
 
 use crate::aftermath::consumers_have_everything;
 use crate::gateway::Gateway;
@@ -21,15 +20,12 @@ use crate::play::psql;
 use crate::projections::{foreign, partitions};
 use crate::reconcile::{broker, reconcile};
 use crate::restore::{admin, count, finds};
+use crate::runtime::runtime;
 use crate::waiting::{MINUTE, await_that};
 use crate::world::{CLUSTER, World, address, jetstream};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const COMMANDS: &str = "COMMANDS_JOB";
-
-fn runtime() -> Runtime {
-    Builder::new_current_thread().enable_all().build().unwrap()
-}
 
 /// Two jobs whose commands nobody takes: one that has failed and was submitted again, which has two,
 /// and one that waits.

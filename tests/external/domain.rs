@@ -12,6 +12,7 @@ use crate::gateway::Gateway;
 use crate::play::{kcat, psql};
 use crate::program::Program;
 use crate::readiness::until;
+use crate::runtime::runtime;
 use crate::world::{World, jetstream};
 
 const CATALOGUE: &str = r#"
@@ -84,7 +85,7 @@ fn a_domain_of_somebody_elses_is_declared_and_its_commands_arrive() {
     let gateway = Gateway::start(&settings);
     until(&gateway, &[]);
 
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = runtime();
     let heard = runtime.block_on(async {
         // A queue of the domain's own.
         let connection = Connection::connect(&world.amqp(), ConnectionProperties::default()).await.unwrap();

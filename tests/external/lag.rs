@@ -9,6 +9,7 @@ use crate::aftermath::consumers_have_everything;
 use crate::gateway::Gateway;
 use crate::readiness::{scraped, until};
 use crate::reconcile::submitted;
+use crate::runtime::runtime_beside;
 use crate::waiting::{MINUTE, await_that};
 use crate::world::{CLUSTER, World};
 
@@ -26,7 +27,7 @@ fn a_consumer_that_must_wait_shows_how_many_messages_do_and_for_how_long() {
     let Some(world) = World::fresh() else { return };
     // The first declares the queue.
     assert!(Gateway::start(&world.settings()).stop().success());
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = runtime_beside();
     let (connection, reader) = runtime.block_on(async {
         let connection = Connection::connect(&world.amqp(), ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();

@@ -33,6 +33,8 @@ mod proxy;
 mod readiness;
 mod reconcile;
 mod restore;
+#[path = "../support/runtime.rs"]
+mod runtime;
 mod stock;
 mod topology;
 mod waiting;

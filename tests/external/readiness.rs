@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::gateway::Gateway;
+use crate::runtime::runtime;
 use crate::world::{World, brokers};
 
 fn readyz(gateway: &Gateway) -> (u16, Value) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = runtime();
     runtime.block_on(async {
         let answer = reqwest::get(format!("{}/readyz", gateway.url())).await.unwrap();
         (answer.status().as_u16(), answer.json().await.unwrap())
@@ -17,7 +18,7 @@ fn readyz(gateway: &Gateway) -> (u16, Value) {
 
 /// Its metrics, as Prometheus gets them.
 pub fn scraped(gateway: &Gateway) -> String {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = runtime();
     runtime.block_on(async { reqwest::get(format!("{}/metrics", gateway.url())).await.unwrap().text().await.unwrap() })
 }
 

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::gateway::Gateway;
 use crate::play::psql;
 use crate::program::Ended;
+use crate::runtime::runtime_beside;
 use crate::waiting::{MINUTE, await_that};
 use crate::world::{CLUSTER, World, address, brokers, jetstream};
 
@@ -155,7 +156,7 @@ impl Intruder {
     fn next_in(world: &World) -> Self {
         let urls = address("RABBITMQ").unwrap();
         let url = urls.split(',').next().unwrap().replace("/%2f", &format!("/{}", world.vhost));
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = runtime_beside();
         let (connection, consumer) = runtime.block_on(async {
             let connection = Connection::connect(&url, ConnectionProperties::default()).await.unwrap();
             let channel = connection.create_channel().await.unwrap();

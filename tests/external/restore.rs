@@ -15,6 +15,7 @@ use crate::gateway::Gateway;
 use crate::play::psql;
 use crate::program::Ended;
 use crate::reconcile::{broker, reconcile, submitted};
+use crate::runtime::runtime;
 use crate::world::{CLUSTER, World, address, brokers};
 
 const DATASET: &str = "anomaly-detection/quiet-receiver.csv";
@@ -137,7 +138,7 @@ pub fn admin() -> AdminClient<DefaultClientContext> {
 }
 
 fn delete_topic(name: &str) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = runtime();
     let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)));
     let deleted = runtime.block_on(async { admin().delete_topics(&[name], &options).await });
     deleted.unwrap().remove(0).unwrap();

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::environment::variable;
 pub use crate::fresh::World;
+use crate::runtime::runtime;
 
 /// Jobs of this agent leave their command in the stream: nobody here consumes it.
 pub const CLUSTER: &str = "Cluster";
@@ -55,6 +56,6 @@ pub fn stream_leader() -> String {
 /// As a client of its own.
 pub fn jetstream<T>(act: impl AsyncFnOnce(Context) -> T) -> T {
     let servers: Vec<String> = address("NATS").unwrap().split(',').map(str::to_owned).collect();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = runtime();
     runtime.block_on(async { act(async_nats::jetstream::new(async_nats::connect(servers).await.unwrap())).await })
 }

@@ -14,13 +14,14 @@ use parking_lot::Mutex;
 use reqwest::Method;
 use reqwest::header::CONTENT_TYPE;
 use serde_json::{Map, Value, json};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Runtime;
 
 use super::people::{Claimed, LIMIT, claimed, signed_in};
 use crate::gateway::Gateway;
 use crate::play::psql;
 use crate::proxy::{Mode, Proxy};
 use crate::readiness::until;
+use crate::runtime::runtime_beside;
 use crate::world::World;
 
 /// Jobs whose channels are joined, and what is reported of each.
@@ -291,7 +292,7 @@ fn all_is_seen(runtime: &Runtime, world: &World, committing: &Side, watched: &Si
 #[test]
 fn sockets_see_what_the_other_commits_by_the_broadcast_queue_alone() {
     let Some(world) = World::fresh() else { return };
-    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = runtime_beside();
     let catalogue = tempfile::tempdir().unwrap();
     write_catalogue(catalogue.path());
     let [first, second] = ["first", "second"].map(|name| Side::start(&world, &runtime, name, catalogue.path()));

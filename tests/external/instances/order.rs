@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 use futures_util::future::join_all;
-use tokio::runtime::Builder;
 
 use super::instance;
 use super::people::{Claimed, claimed, signed_in};
 use crate::aftermath::all_is_well;
 use crate::gateway::Gateway;
 use crate::play::{AGENTS, psql};
+use crate::runtime::runtime;
 use crate::world::{World, address};
 
 /// Jobs of each agent, all reported of at the same time.
@@ -63,7 +63,7 @@ fn sequences_in_kafka(topic: &str) -> BTreeMap<String, Vec<i64>> {
 fn events_of_a_job_that_two_instances_commit_in_turn_stay_in_order() {
     let Some(world) = World::fresh() else { return };
     let (first, second) = (instance(&world, "first"), instance(&world, "second"));
-    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = runtime();
     let jobs = runtime.block_on(reported_in_turn([&first, &second]));
     all_is_well(&first, &world);
 

@@ -8,6 +8,7 @@ use event_gateway::domain::Timestamp;
 use serde_json::{Value, json};
 
 use crate::gateway::Gateway;
+use crate::runtime::runtime;
 
 /// A call that takes longer has failed.
 pub const LIMIT: Duration = Duration::from_secs(30);
@@ -33,7 +34,7 @@ pub async fn submitted(user: &Api, job: &Value, jobs: usize) -> BTreeSet<String>
 
 /// Somebody submits so many of a job, at once. Their ids.
 pub fn ada_submits(gateway: &Gateway, job: &Value, jobs: usize) -> BTreeSet<String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = runtime();
     runtime.block_on(async { submitted(&signed_in(gateway, "ada", "user").await, job, jobs).await })
 }
 

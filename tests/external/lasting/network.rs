@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use event_gateway::domain::Broker;
 use futures_util::future::join_all;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Runtime;
 
 use super::{FROZEN, IMPATIENT, MINUTE, outlives, world};
 use crate::aftermath::all_is_well;
@@ -15,6 +15,7 @@ use crate::gateway::Gateway;
 use crate::play::psql;
 use crate::proxy::{Mode, Proxy};
 use crate::readiness::until;
+use crate::runtime::runtime_beside;
 use crate::world::World;
 
 const LATE: Mode = Mode::Late(Duration::from_millis(200));
@@ -39,7 +40,7 @@ pub(super) struct Network {
 
 impl Network {
     fn of(setting: &str, proxies: impl AsyncFnOnce() -> Vec<Proxy>) -> Self {
-        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = runtime_beside();
         let proxies = runtime.block_on(proxies());
         let urls: Vec<&str> = proxies.iter().map(|proxy| &*proxy.url).collect();
         Self { setting: format!("{setting}={}", urls.join(",")), proxies, _runtime: runtime }

@@ -10,6 +10,7 @@ use lapin::{Channel, Connection, ConnectionProperties};
 use super::{FROZEN, MEMORY, RABBITS, limit_memory, survives, survives_a_minute, survives_and};
 use crate::aftermath::nothing_is_missing;
 use crate::readiness::scraped;
+use crate::runtime::runtime_beside;
 use crate::world::{World, address, brokers};
 
 #[test]
@@ -25,7 +26,7 @@ fn a_memory_alarm_for_a_minute() {
 fn rabbitmq<T>(world: &World, act: impl AsyncFnOnce(&Channel) -> Result<T, lapin::Error>) -> T {
     let urls = address("RABBITMQ").unwrap();
     let url = urls.split(',').next().unwrap().replace("/%2f", &format!("/{}", world.vhost));
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = runtime_beside();
     runtime.block_on(async {
         let connection = Connection::connect(&url, ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();

@@ -6,6 +6,7 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use crate::gateway::Gateway;
+use crate::runtime::runtime;
 use crate::world::CLUSTER;
 
 /// A user of the API.
@@ -19,7 +20,7 @@ pub struct User {
 impl User {
     pub fn of(gateway: &Gateway) -> Self {
         let issued = gateway.run(&["token", "issue", "--user", "ada", "--role", "user"]);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = runtime();
         let jobs = format!("{}/api/v1/jobs", gateway.url());
         Self { runtime, http: reqwest::Client::new(), jobs, token: issued.stdout.trim().to_owned() }
     }
