@@ -15,13 +15,11 @@ use crate::aftermath::missed_by;
 use crate::gateway::Gateway;
 use crate::play::psql;
 use crate::readiness::{scraped, until};
-use crate::reconcile::{depth, submitted};
+use crate::reconcile::{DATASET, depth, submitted};
 use crate::runtime::runtime;
 use crate::waiting::{MINUTE, await_that};
 use crate::work_queue::nothing_waits;
 use crate::world::{World, address};
-
-const DATASET: &str = "anomaly-detection/quiet-receiver.csv";
 
 /// Publishes to `job.events` as somebody else would; every queue that is bound has it.
 async fn to_rabbitmq(world: &World, key: &str, body: &str, properties: BasicProperties) {

@@ -16,7 +16,8 @@ use crate::runtime::runtime_beside;
 use crate::waiting::{MINUTE, await_that};
 use crate::world::{CLUSTER, World, address, brokers, jetstream};
 
-const DATASET: &str = "anomaly-detection/quiet-receiver.csv";
+/// A job with it ends well within seconds.
+pub const DATASET: &str = "anomaly-detection/quiet-receiver.csv";
 const QUEUE: &str = "job-events-audit";
 
 /// Nothing is missing, out of order, unknown or still waiting; and every broker has had something,

@@ -7,6 +7,7 @@ use super::{Healed, SHORT_LANES, mostly_in_the_store, world};
 use crate::aftermath::{Memory, all_is_well};
 use crate::gateway::Gateway;
 use crate::readiness::until;
+use crate::reconcile::{DATASET, submitted};
 use crate::world::brokers;
 
 /// Of each job a gateway would keep 64 KiB in memory, as JSON and as Avro: 400 MiB.
@@ -23,6 +24,8 @@ fn what_waits_for_a_broker_is_not_kept_in_memory() {
     let _healed = Healed;
     let gateway = Gateway::start(&[&world.settings()[..], &SHORT_LANES].concat());
     let user = User::of(&gateway);
+    // The orchestrator has to do with jobs that end only.
+    submitted(&gateway, &["--agent", "AnomalyDetection", "--dataset", DATASET, "--watch"]);
     // What its clients buffer they buffer now.
     user.submits_batch(BATCH, PARAMS);
     all_is_well(&gateway, &world);
