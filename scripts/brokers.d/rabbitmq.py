@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import time
 import urllib.parse
 from pathlib import Path
 
@@ -24,6 +25,8 @@ TLS_PORT = 5771
 # Whom only the right password lets in; clients fall back on guest by themselves.
 TLS_USER = "gateway"
 TLS_PASSWORD = "by-tls-only"
+# How long a virtual host is given to start before it is asked to again.
+VHOST_START_S = 15
 
 
 class RabbitMq(Component):
@@ -39,6 +42,7 @@ class RabbitMq(Component):
         self.prometheus = settings.private_ports(PROMETHEUS_PORT)
         self.tls = settings.private_ports(TLS_PORT)
         self.certificates = Certificates(settings)
+        self.vhosts_started = {}
         login = f"{settings['RABBITMQ_USER']}:{settings['RABBITMQ_PASSWORD']}"
         self.authorization = "Basic " + base64.b64encode(login.encode()).decode()
 
@@ -176,7 +180,9 @@ class RabbitMq(Component):
         refuses every client of this node until an operator starts it."""
         for host in self.management(node, "vhosts?columns=name,cluster_state") or []:
             state = host.get("cluster_state", {}).get(f"{node}@localhost")
-            if state == "stopped":
+            started = self.vhosts_started.get((node, host["name"]), float("-inf"))
+            if state == "stopped" and time.monotonic() - started >= VHOST_START_S:
+                self.vhosts_started[node, host["name"]] = time.monotonic()
                 print(f"brokers: {node}: virtual host {host['name']} is down; starting it", file=sys.stderr)
                 place = urllib.parse.quote(host["name"], safe="")
                 with contextlib.suppress(Failure):
