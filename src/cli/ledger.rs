@@ -19,7 +19,7 @@ Each event is one line, each delivery it owes one line below:
   done      confirmed by the broker, or its effect is committed
   skipped   not owed, with the reason
   pending, retrying, parked   on its way
-  dead      given up; needs a redrive")]
+  dead      given up; later ones of its key wait behind it")]
 pub struct Ledger {
     #[command(flatten)]
     connection: Connection,

@@ -42,7 +42,7 @@ Exit codes:
   1    it failed: refused, the job did not complete, something was lost
   2    wrong usage
   64   wrong configuration
-  69   the gateway (schema check: the registry) cannot be reached
+  69   the gateway (schema check: the registry; topology: a broker) cannot be reached
   77   not signed in, or not allowed
   130  interrupted";
 

@@ -33,7 +33,8 @@ settings! {
         max_message: ByteSize = "1MiB",
         /// Messages a queue of an effect may hold; then it refuses more and the relay waits.
         queue_max_length: u32 = "100000",
-        /// Messages in an effect's queue older than this become dead letters. Empty: never.
+        /// Messages in an effect's queue older than this go through the dead-letter queue to its
+        /// consumer's backlog, and are handled from there. Empty: never.
         queue_ttl: Option<Duration> = "",
         /// Messages an instance's broadcast queue may hold; then its oldest are dropped.
         broadcast_max_length: u32 = "50000",
@@ -41,7 +42,8 @@ settings! {
         broadcast_ttl: Duration = "30s",
         /// Exchange that dead letters go through.
         dead_letter_exchange: String = "dlx",
-        /// Queue that dead letters end in.
+        /// Queue into which RabbitMQ puts what was rejected or has expired in an effect's queue; the
+        /// gateway empties it.
         dead_letter_queue: String = "job-dlq",
     }
 }

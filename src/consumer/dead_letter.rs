@@ -1,9 +1,9 @@
 //! dead-letter: drains what RabbitMQ has taken out of the consumers' queues.
 //!
 //! A message that a consumer rejected is a dead letter of that consumer: it goes to the
-//! dead-letter index with the history of its death, and redrive brings it back. One that
-//! expired or was over length is only late: it goes to that consumer's backlog, due at once
-//! and with the bytes the store has, so that it is handled in key order like any retry.
+//! dead-letter index with the history of its death, and stays there. One that expired or was
+//! over length is only late: it goes to that consumer's backlog, due at once and with the
+//! bytes the store has, so that it is handled in key order like any retry.
 //! What the consumer has handled meanwhile, its inbox knows.
 
 use std::collections::HashMap;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Event, Timestamp};
 
-/// What a principal may do; see `docs/api.md` for the calls each role opens.
+/// What a principal may do; see `docs/configuration.md` for the calls each role opens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {

@@ -33,7 +33,7 @@ pub enum LegStatus {
     Retrying,
     /// Waits behind a failed event of the same key.
     Parked,
-    /// Given up; an operator can redrive it.
+    /// Given up; later events of its key wait behind it.
     Dead,
     /// Not owed; `reason` says why.
     Skipped,

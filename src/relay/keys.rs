@@ -48,7 +48,7 @@ pub(super) struct Keys {
     ready: VecDeque<Waiting>,
     /// Keys with an event ready, in flight or failing: later ones queue here.
     busy: HashMap<Key, VecDeque<Waiting>>,
-    /// Keys behind a dead leg: nothing goes out until it is redriven.
+    /// Keys behind a dead leg: nothing goes out until it is made pending again.
     dead: HashSet<Key>,
     /// Keys whose later events are left to the store, and whether one of them is free.
     aside: HashSet<Key>,
@@ -83,7 +83,8 @@ impl Keys {
     pub fn add(&mut self, waiting: Waiting) {
         if let Some(key) = waiting.key() {
             if self.dead.contains(&key) || self.aside.contains(&key) {
-                // Stays pending in the store, and is read from there: after a redrive, or when the key is free.
+                // Stays pending in the store, and is read from there: when the dead leg is made pending again,
+                // or when the key is free.
                 return;
             }
             self.came(&waiting);

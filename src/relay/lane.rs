@@ -200,7 +200,7 @@ impl Lane {
         self.parts.inbox.distrust();
     }
 
-    /// Finds what slipped through: a COMMIT that came late, a dead leg that was redriven.
+    /// Finds what slipped through: a COMMIT that came late, a dead leg that was made pending again.
     async fn look_again(&mut self) {
         self.look_again = Instant::now() + LOOK_AGAIN;
         let moved = std::mem::take(&mut self.moved);

@@ -79,7 +79,14 @@ impl<E: Display> DeadLettered<'_, E> {
     pub fn record(&self, metrics: &ConsumerMetrics) {
         let Self { consumer, key, event_id, attempts, error } = self;
         let event_id = event_id.as_ref().map(tracing::field::display);
-        tracing::error!(consumer, key, event_id, attempts, %error, "dead letter; redrive it when the cause is gone");
+        tracing::error!(
+            consumer,
+            key,
+            event_id,
+            attempts,
+            %error,
+            "dead letter; later events of its key wait behind it"
+        );
         metrics.dead_letters.inc();
     }
 }

@@ -175,7 +175,7 @@ impl<L: Label, M> Index<L> for ByLabel<L, M> {
 /// The metrics of one consumer. Clones share their values.
 #[derive(Clone, Debug)]
 pub struct ConsumerMetrics {
-    /// From the commit of an event to the commit of its effect, in seconds.
+    /// From the making of an event to the commit of its effect, in seconds.
     pub consume_seconds: Histogram,
     /// A batch in the handler, in seconds.
     pub handler_seconds: Histogram,
@@ -258,7 +258,7 @@ impl Metrics {
         let consumers = ConsumerVecs {
             consume_seconds: build.histograms(
                 "consume_seconds",
-                "From the commit of an event to the commit of a consumer's effect.",
+                "From the making of an event to the commit of a consumer's effect.",
                 DELAY,
                 &[CONSUMER],
             ),
@@ -279,7 +279,7 @@ impl Metrics {
                 "Deliveries that wait for a retry or behind one.",
                 &[CONSUMER, BacklogState::NAME],
             ),
-            dead_letters: build.gauges("dead_letters", "Deliveries given up and not redriven.", &[CONSUMER]),
+            dead_letters: build.gauges("dead_letters", "Deliveries given up.", &[CONSUMER]),
             lag_messages: build.gauges("consumer_lag_messages", "Messages that are not settled.", &[CONSUMER]),
             lag_seconds: build.register(GaugeVec::new(
                 opts(

@@ -77,7 +77,8 @@ fn result(topology: &Topology, outgoing: &Outgoing, settled: Settled) -> Result<
             route.target
         ))),
         Settled::Returned(why) => Err(PublishError::Permanent(format!(
-            "no queue is bound to exchange {} for the key {} ({why}); bind one, then redrive",
+            "no queue is bound to exchange {} for the key {} ({why}); given up: bind one before such events are \
+             published, or make the route optional",
             route.target, route.key
         ))),
         Settled::Refused => {

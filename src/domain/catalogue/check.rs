@@ -9,7 +9,7 @@ use super::route::Template;
 use super::schema::TypeSchema;
 use crate::domain::Role;
 
-/// The Socket.IO events a type may name; `docs/api.md` has their shapes.
+/// The Socket.IO events a type may name; `/api/asyncapi.json` has their shapes.
 const SOCKET_EVENTS: [&str; 5] = ["job_update", "job_notification", "telemetry_update", "stats_update", "alert"];
 
 /// Names end up in headers, file names, metrics and URLs.

@@ -57,7 +57,7 @@ pub(super) fn is_published_again(broker: Broker, leg: &OwedLeg, extents: &Extent
     let Some(log) = &leg.log else { return false };
     match extents.get(&(&**log, leg.partition.unwrap_or_default())) {
         Some(extent) => !matches!(extent.keeps, Keeps::UntilConsumed(_)),
-        // A topic that is gone; the next start declares it.
+        // A topic that is gone: running gateways declare it again, else the next start.
         None => broker == Broker::Kafka,
     }
 }
