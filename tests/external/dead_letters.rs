@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use event_gateway::consumer::declarations;
+use event_gateway::consumer::{audit, declarations};
 use event_gateway::domain::{Id, Timestamp};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -11,15 +11,16 @@ use lapin::{BasicProperties, Connection, ConnectionProperties};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 
-use crate::aftermath::missed_by;
+use crate::aftermath::{all_is_well, missed_by};
 use crate::gateway::Gateway;
+use crate::intruder::Intruder;
 use crate::play::psql;
 use crate::readiness::{scraped, until};
-use crate::reconcile::{DATASET, depth, submitted};
+use crate::reconcile::{DATASET, QUEUE, depth, submitted};
 use crate::runtime::runtime;
 use crate::waiting::{MINUTE, await_that};
 use crate::work_queue::nothing_waits;
-use crate::world::{World, address};
+use crate::world::{CLUSTER, World, address};
 
 /// Publishes to `job.events` as somebody else would; every queue that is bound has it.
 async fn to_rabbitmq(world: &World, key: &str, body: &str, properties: BasicProperties) {
@@ -174,5 +175,59 @@ fn garbage_among_events_is_a_dead_letter_of_each_consumer_that_reads_it() {
     }
     consumers_go_on(&gateway, &world);
     assert_eq!(psql(&world.database, "SELECT count(*) FROM backlog"), "2");
+    assert!(gateway.stop().success());
+}
+
+/// RabbitMQ puts it into a queue that the gateway empties; later events of its job wait behind it.
+#[test]
+fn what_a_reader_refuses_for_good_is_a_dead_letter_with_the_history_of_its_death() {
+    let Some(world) = World::fresh() else { return };
+    // The first declares the queue.
+    assert!(Gateway::start(&world.settings()).stop().success());
+    let mut intruder = Intruder::next_in(&world, QUEUE);
+    let gateway = Gateway::start(&world.settings());
+    let job = submitted(&gateway, &["--agent", CLUSTER, "--dataset", "d"]);
+    intruder.refuses_one();
+    let in_state = |state: u8| {
+        let rows = "SELECT count(*) FROM backlog JOIN events USING (event_id) WHERE consumer = 'audit'";
+        psql(&world.database, &format!("{rows} AND aggregate_id = '{job}' AND backlog.state = {state}"))
+    };
+    let (parked, dead) = (|| in_state(2), || in_state(3));
+    await_that("a dead letter", MINUTE, || dead() == "1");
+    let error = psql(&world.database, "SELECT errors -> 0 ->> 'error' FROM backlog");
+    assert!(error.starts_with("rejected in queue job-events-audit"), "{error}");
+    assert_eq!(depth(&world, "job-dlq"), 0);
+
+    intruder.leave();
+    assert_eq!(gateway.run(&["jobs", "cancel", &job]).code, 0);
+    await_that("a parked event", MINUTE, || parked() == "1");
+    let other = submitted(&gateway, &["--agent", CLUSTER, "--dataset", "d"]);
+    let audited = format!("SELECT count(*) FROM audit_log WHERE target_resource_id = '{other}'");
+    await_that("another job", MINUTE, || psql(&world.database, &audited) == "1");
+    assert_eq!((dead(), psql(&world.database, "SELECT count(*) FROM backlog")), ("1".to_owned(), "2".to_owned()));
+    assert!(gateway.stop().success());
+}
+
+/// They come to their consumer all the same, while somebody else sits on its queue.
+#[test]
+fn messages_that_expire_in_a_queue_are_handled_from_the_store() {
+    let Some(world) = World::fresh() else { return };
+    let settings = [&world.settings()[..], &["rabbitmq.queue_ttl=1s"]].concat();
+    assert!(Gateway::start(&settings).stop().success());
+    let intruder = Intruder::next_in(&world, QUEUE);
+    let gateway = Gateway::start(&settings);
+    for _ in 0..5 {
+        submitted(&gateway, &["--agent", "AnomalyDetection", "--dataset", DATASET, "--watch"]);
+    }
+    // All but the one in the other's hands.
+    let missed = missed_by(&audit::declaration());
+    await_that("what has expired", MINUTE, || psql(&world.database, &missed) == "1");
+    await_that("no late message", MINUTE, || depth(&world, "job-dlq") == 0);
+    assert_eq!(depth(&world, QUEUE), 1);
+
+    intruder.leave();
+    await_that("the last one", MINUTE, || psql(&world.database, &missed) == "0");
+    all_is_well(&gateway, &world);
+    assert_eq!(psql(&world.database, "SELECT count(*) FROM backlog"), "0");
     assert!(gateway.stop().success());
 }

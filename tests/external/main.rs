@@ -23,6 +23,7 @@ mod faults;
 #[expect(dead_code, reason = "the tests of the gateway that run here as well use the rest of it")]
 mod fresh;
 mod instances;
+mod intruder;
 mod lag;
 mod lasting;
 mod mixed;
@@ -32,6 +33,7 @@ mod projections;
 mod proxy;
 mod readiness;
 mod reconcile;
+mod registry;
 mod restore;
 #[path = "../support/runtime.rs"]
 mod runtime;

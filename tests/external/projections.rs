@@ -13,7 +13,7 @@ use crate::aftermath::{consumers_have_everything, missed_by};
 use crate::gateway::Gateway;
 use crate::instances::people::{ada_submits, external};
 use crate::play::{play, psql};
-use crate::readiness::{scraped, until};
+use crate::readiness::{metric, until};
 use crate::reconcile::reconcile;
 use crate::restore::{dumped, put_back};
 use crate::waiting::await_that;
@@ -58,15 +58,8 @@ fn lose_offsets(group: &str, topic: &str) {
     }
 }
 
-/// A counter of the projection.
-fn counter(gateway: &Gateway, name: &str) -> u64 {
-    let metrics = scraped(gateway);
-    let line = metrics.lines().find(|line| line.starts_with(&format!("event_gateway_{name}{{consumer=\"metrics\"}}")));
-    line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or_else(|| panic!("{metrics}"))
-}
-
-fn repeats_absorbed(gateway: &Gateway) -> u64 {
-    counter(gateway, "inbox_hits_total")
+fn repeats_absorbed(gateway: &Gateway) -> f64 {
+    metric(gateway, "inbox_hits_total", "metrics")
 }
 
 fn number(world: &World, query: &str) -> u64 {
@@ -153,7 +146,7 @@ fn a_group_whose_offsets_are_lost_counts_nothing_twice() {
     lose_offsets(&format!("{}metrics", world.prefix), &format!("{}job-lifecycle", world.prefix));
     let gateway = Gateway::start(&world.settings());
     let deadline = Instant::now() + PATIENCE;
-    while repeats_absorbed(&gateway) < events {
+    while repeats_absorbed(&gateway) < events as f64 {
         assert!(Instant::now() < deadline, "{} of {events} are read again", repeats_absorbed(&gateway));
         std::thread::sleep(Duration::from_millis(100));
     }
@@ -201,7 +194,7 @@ fn a_group_whose_offsets_are_ahead_of_a_restored_store_misses_nothing() {
             std::thread::sleep(Duration::from_millis(100));
         }
     }
-    assert!(counter(&gateway, "overdue_total") >= behind);
+    assert!(metric(&gateway, "overdue_total", "metrics") >= behind as f64);
     until(&gateway, &[]);
     consumers_have_everything(&world);
     // No job ends here: not every consumer has something to handle.

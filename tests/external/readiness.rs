@@ -22,6 +22,14 @@ pub fn scraped(gateway: &Gateway) -> String {
     runtime.block_on(async { reqwest::get(format!("{}/metrics", gateway.url())).await.unwrap().text().await.unwrap() })
 }
 
+/// What a metric says of a consumer.
+pub fn metric(gateway: &Gateway, name: &str, consumer: &str) -> f64 {
+    let text = scraped(gateway);
+    let start = format!("event_gateway_{name}{{consumer=\"{consumer}\"}} ");
+    let value = text.lines().find_map(|line| line.strip_prefix(&start));
+    value.unwrap_or_else(|| panic!("{name} is not there: {text}")).parse().unwrap()
+}
+
 /// What is not up, whether it holds readiness back or not.
 fn not_up(gateway: &Gateway) -> Vec<String> {
     let (_, body) = readyz(gateway);

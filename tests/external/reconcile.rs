@@ -4,21 +4,19 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::{PullConsumer, pull};
 use futures_util::TryStreamExt;
-use lapin::options::{BasicConsumeOptions, BasicQosOptions};
-use lapin::types::FieldTable;
-use lapin::{Connection, ConnectionProperties};
 use serde_json::{Value, json};
 
 use crate::gateway::Gateway;
+use crate::intruder::Intruder;
 use crate::play::psql;
 use crate::program::Ended;
-use crate::runtime::runtime_beside;
 use crate::waiting::{MINUTE, await_that};
-use crate::world::{CLUSTER, World, address, brokers, jetstream};
+use crate::world::{CLUSTER, World, brokers, jetstream};
 
 /// A job with it ends well within seconds.
 pub const DATASET: &str = "anomaly-detection/quiet-receiver.csv";
-const QUEUE: &str = "job-events-audit";
+/// Of the audit consumer.
+pub const QUEUE: &str = "job-events-audit";
 
 /// Nothing is missing, out of order, unknown or still waiting; and every broker has had something,
 /// and every consumer of a queue.
@@ -145,35 +143,6 @@ fn published(world: &World) {
     await_that("all legs", MINUTE, || psql(&world.database, "SELECT count(*) FROM legs WHERE state IN (0, 3)") == "0");
 }
 
-/// Somebody who is the next to read the audit consumer's queue, which has one reader at a time. Takes
-/// one message and never acknowledges it.
-struct Intruder {
-    runtime: tokio::runtime::Runtime,
-    connection: Connection,
-    _consumer: lapin::Consumer,
-}
-
-impl Intruder {
-    fn next_in(world: &World) -> Self {
-        let urls = address("RABBITMQ").unwrap();
-        let url = urls.split(',').next().unwrap().replace("/%2f", &format!("/{}", world.vhost));
-        let runtime = runtime_beside();
-        let (connection, consumer) = runtime.block_on(async {
-            let connection = Connection::connect(&url, ConnectionProperties::default()).await.unwrap();
-            let channel = connection.create_channel().await.unwrap();
-            channel.basic_qos(1, BasicQosOptions::default()).await.unwrap();
-            let options = BasicConsumeOptions::default();
-            let consumer = channel.basic_consume(QUEUE.into(), "".into(), options, FieldTable::default()).await;
-            (connection, consumer.unwrap())
-        });
-        Self { runtime, connection, _consumer: consumer }
-    }
-
-    fn leave(self) {
-        self.runtime.block_on(self.connection.close(0, "done".into())).unwrap();
-    }
-}
-
 /// What is in a queue, in hand or not.
 pub fn depth(world: &World, queue: &str) -> u64 {
     let listed = brokers(&["rabbitmqctl", "rabbit1", "-q", "list_queues", "-p", &world.vhost, "name", "messages"]);
@@ -190,7 +159,7 @@ fn what_is_purged_from_a_queue_is_missing_at_its_consumer_and_published_again() 
     brokers_have_what_the_ledger_says(&gateway, &world);
 
     // While the consumer waits for its turn nothing is missing: it is all in the queue.
-    let intruder = Intruder::next_in(&world);
+    let intruder = Intruder::next_in(&world, QUEUE);
     gateway.restart(&settings);
     let job = submitted(&gateway, &["--agent", "AnomalyDetection", "--dataset", DATASET, "--watch"]);
     published(&world);

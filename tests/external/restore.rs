@@ -16,7 +16,7 @@ use crate::play::psql;
 use crate::program::Ended;
 use crate::reconcile::{broker, reconcile, submitted};
 use crate::runtime::runtime;
-use crate::world::{CLUSTER, World, address, brokers};
+use crate::world::{CLUSTER, World, address, brokers, jetstream};
 
 const DATASET: &str = "anomaly-detection/quiet-receiver.csv";
 
@@ -183,4 +183,35 @@ fn what_a_topic_has_lost_is_published_again() {
     assert!(
         number(&world.database, "SELECT count(*) FROM owners WHERE adopted_by IS NULL AND lease_until > now()") == 1
     );
+}
+
+/// Of a stream that keeps its messages; who takes them from a work queue looks into the store.
+#[test]
+fn what_a_stream_has_lost_is_published_again() {
+    let Some(world) = World::fresh() else { return };
+    let mut gateway = Gateway::start(&world.settings());
+    play(&gateway);
+    let open = submitted(&gateway, &["--agent", CLUSTER, "--dataset", "d"]);
+    cancelled(&gateway, &open);
+    finds(&reconcile(&gateway, &world, &["--wait", "60s"]), &[]);
+    assert!(gateway.halt().success());
+    let lost = number(
+        &world.database,
+        "SELECT count(*) FROM legs JOIN events USING (position) \
+         WHERE broker = 3 AND state = 1 AND event_type = 'CancelJobRequested'",
+    );
+    assert_eq!(lost, 1);
+    jetstream(async |jetstream| {
+        let stream = jetstream.get_stream("COMMANDS_JOB_CANCEL").await.unwrap();
+        assert_eq!(stream.purge().await.unwrap().purged, lost);
+    });
+
+    finds(&reconcile(&gateway, &world, &[]), &[("nats", "missing", lost)]);
+    let ended = reconcile(&gateway, &world, &["--reopen"]);
+    assert_eq!(broker(&ended.json(), "nats")["reopened"], json!(lost), "{}", ended.stdout);
+    finds(&reconcile(&gateway, &world, &["--wait", "0s"]), &[("nats", "waiting", lost)]);
+
+    gateway.kill_and_restart(&world.settings());
+    finds(&reconcile(&gateway, &world, &["--wait", "60s", "--strict"]), &[]);
+    assert!(gateway.stop().success());
 }

@@ -91,6 +91,7 @@ async fn a_backup_is_put_back_and_the_gateway_goes_on() {
     let gateway = Gateway::start(&home).await;
     submit(&gateway, 1).await;
     settled(dir).await;
+    reconcile_finds(dir, &Published::new()).await;
     assert!(gateway.stop().await, "TERM ends it well");
 
     let mut store = open(dir, "gateway.db").await;

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
-use crate::environment::variable;
+use super::environment::variable;
 
 /// The test server; `None` when there is none and that is fine.
 pub fn server() -> Option<PgConnectOptions> {

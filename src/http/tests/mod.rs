@@ -1,12 +1,18 @@
-//! The HTTP floor in-process: the real router, service, committer and SQLite store; only
-//! the relay is missing, so that every leg stays as committed.
+//! The HTTP floor in-process: the real router, service, committer and store; only the relay is
+//! missing, so that every leg stays as committed. The store is SQLite, or PostgreSQL with
+//! `EVENT_GATEWAY_TEST_ON=brokers`.
 
 mod documented;
 mod edge;
+#[path = "../../../tests/support/environment.rs"]
+mod environment;
 mod events;
 mod jobs;
 mod ledger;
 mod page;
+#[path = "../../../tests/support/postgres.rs"]
+#[expect(dead_code, reason = "the tests of the store use the rest of it")]
+mod postgres;
 mod refusals;
 mod session;
 mod worker;
@@ -37,6 +43,7 @@ use crate::runner::datasets;
 use crate::service::agents::{AgentOptions, Agents, Dataset, Datasets};
 use crate::service::committer::{Committer, CommitterOptions};
 use crate::service::{EventService, ServiceOptions};
+use crate::store::postgres::{PostgresOptions, PostgresStore};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{EventFilter, JobFilter, Page, Store};
 use crate::telemetry::{Metrics, Readiness};
@@ -90,6 +97,19 @@ struct Gateway {
     readiness: Arc<Readiness>,
     auth: Arc<Authenticator>,
     dir: tempfile::TempDir,
+    /// Goes after the store.
+    _schema: Option<postgres::Schema>,
+}
+
+/// The store that this run is on, with what it needs to be there.
+async fn open_store(dir: &Path, factory: Arc<EventFactory>) -> (Arc<dyn Store>, Option<postgres::Schema>) {
+    if environment::given("EVENT_GATEWAY_TEST_ON").as_deref() != Some("brokers") {
+        return (Arc::new(SqliteStore::open(&dir.join("gateway.db"), factory).await.unwrap()), None);
+    }
+    let schema = postgres::Schema::create().await.expect("a server");
+    let store = PostgresStore::open(schema.options(), factory, PostgresOptions::default()).await.unwrap();
+    store.enroll("test-1", Duration::from_secs(60)).await.unwrap();
+    (Arc::new(store), Some(schema))
 }
 
 impl Gateway {
@@ -114,8 +134,7 @@ impl Gateway {
         let agents = Arc::new(Agents::new(agents(), Arc::new(Below(datasets))).unwrap());
         let limit = config.http.event_limit.as_u64() as usize;
         let factory = Arc::new(EventFactory::new(catalogue, agents.api_claimed(), limit));
-        let store: Arc<dyn Store> =
-            Arc::new(SqliteStore::open(&dir.path().join("gateway.db"), factory.clone()).await.unwrap());
+        let (store, schema) = open_store(dir.path(), factory.clone()).await;
         let options = CommitterOptions { max_bytes: setup.intake_bytes, batch_rows: 256 };
         let (committer, _task) = Committer::spawn(store.clone(), Arc::new(Nowhere), options, metrics.clone());
         let service = Arc::new(EventService::new(
@@ -141,7 +160,7 @@ impl Gateway {
             rate_limits: RateLimits::new(&config.http),
             options: HttpOptions::new(&config, "test-1"),
         };
-        Self { router: router(state), store, metrics, readiness, auth, dir }
+        Self { router: router(state), store, metrics, readiness, auth, dir, _schema: schema }
     }
 
     fn token(&self, user: &str, roles: &[Role]) -> String {

@@ -212,9 +212,11 @@ async fn a_registry_that_is_away_or_refuses_us_pauses_and_nothing_is_lost() {
     let behind = site.registry_at(proxy.port());
     let fresh =
         Fresh::with(site, &[("kafka.schema_registry_url", &behind), ("kafka.schema_registry_timeout", "1s")]).await;
-    fresh
-        .write_version(&event("alpha", 1), &older(), |payload| payload.retain(|(name, _)| name != "refund_amount_usd"))
-        .await;
+    let write_older = async |sequence| {
+        let without = |payload: &mut Vec<(String, Value)>| payload.retain(|(name, _)| name != "refund_amount_usd");
+        fresh.write_version(&event("alpha", sequence), &older(), without).await;
+    };
+    write_older(1).await;
     let mut inbound = within(fresh.kafka.subscriber().subscribe(&consumer("reader"))).await.unwrap();
     for mode in [Mode::Cut, Mode::Answer(401), Mode::Answer(500), Mode::Answer(404)] {
         proxy.set(mode);
@@ -224,4 +226,8 @@ async fn a_registry_that_is_away_or_refuses_us_pauses_and_nothing_is_lost() {
     publish(&*fresh.kafka.publisher(), &[Outgoing { event: event("alpha", 2), route: route_to(TOPIC, "alpha") }]).await;
     proxy.set(Mode::Forward);
     assert_eq!(sequences(&consume(&mut *inbound, 2).await), [1, 2]);
+    // Nor is a schema asked for again that was read with before.
+    proxy.set(Mode::Cut);
+    write_older(3).await;
+    assert_eq!(sequences(&consume(&mut *inbound, 1).await), [3]);
 }

@@ -105,6 +105,7 @@ impl Drop for Cluster {
                 let _ = command(&["kill", node]).output();
             }
             let _ = start();
+            assert!(failed || is_whole(), "the next test would find a cluster that is none");
         }
     }
 }

@@ -4,13 +4,12 @@ use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
 
 use event_gateway::domain::Id;
 use tempfile::TempDir;
 
 use super::user::User;
-use super::{FROZEN, outlives, world};
+use super::{AROUND, FROZEN, outlives, world};
 use crate::aftermath::all_is_well;
 use crate::environment::or_skip;
 use crate::gateway::Gateway;
@@ -95,5 +94,5 @@ fn postgresql_has_a_full_disk() {
         disk.make_room();
         user.finds(&accepted);
     };
-    outlives(&world, &[], FROZEN + Duration::from_secs(30), meanwhile, all_is_well);
+    outlives(&world, &[], FROZEN + AROUND, meanwhile, all_is_well);
 }

@@ -3,7 +3,7 @@
 use event_gateway::domain::Broker;
 
 use super::user::User;
-use super::{Healed, SHORT_LANES, mostly_in_the_store, world};
+use super::{Healed, RABBITS, SHORT_LANES, mostly_in_the_store, world};
 use crate::aftermath::{Memory, all_is_well};
 use crate::gateway::Gateway;
 use crate::readiness::until;
@@ -14,12 +14,28 @@ use crate::world::brokers;
 const PARAMS: usize = 32 << 10;
 const BATCHES: usize = 64;
 const BATCH: usize = 100;
-/// In MiB: the lanes of NATS and Kafka read 512 of these at once from the store.
+/// In MiB: the lanes of a broker read 512 of these at once from the store.
 const PAGES: u64 = 200;
 
 #[test]
 #[ignore = "kills nodes: make test-faults"]
-fn what_waits_for_a_broker_is_not_kept_in_memory() {
+fn what_waits_for_rabbitmq_is_not_kept_in_memory() {
+    is_not_kept_in_memory(Broker::Rabbitmq, "rabbitmq", &RABBITS);
+}
+
+#[test]
+#[ignore = "kills nodes: make test-faults"]
+fn what_waits_for_kafka_is_not_kept_in_memory() {
+    is_not_kept_in_memory(Broker::Kafka, "kafka", &["kafka1", "kafka2", "kafka3"]);
+}
+
+#[test]
+#[ignore = "kills nodes: make test-faults"]
+fn what_waits_for_nats_is_not_kept_in_memory() {
+    is_not_kept_in_memory(Broker::Nats, "nats", &["nats1", "nats2", "nats3"]);
+}
+
+fn is_not_kept_in_memory(broker: Broker, named: &str, nodes: &[&str]) {
     let Some(world) = world() else { return };
     let _healed = Healed;
     let gateway = Gateway::start(&[&world.settings()[..], &SHORT_LANES].concat());
@@ -30,13 +46,13 @@ fn what_waits_for_a_broker_is_not_kept_in_memory() {
     user.submits_batch(BATCH, PARAMS);
     all_is_well(&gateway, &world);
     let memory = Memory::of(&gateway);
-    brokers(&["kill", "nats1", "nats2", "nats3"]);
-    until(&gateway, &["nats"]);
+    brokers(&[&["kill"], nodes].concat());
+    until(&gateway, &[named]);
     for _ in 0..BATCHES {
         user.submits_batch(BATCH, PARAMS);
     }
-    mostly_in_the_store(&world.database, Broker::Nats);
-    brokers(&["start", "nats1", "nats2", "nats3"]);
+    mostly_in_the_store(&world.database, broker);
+    brokers(&[&["start"], nodes].concat());
     all_is_well(&gateway, &world);
     memory.sufficed(&gateway, PAGES);
     assert!(gateway.stop().success());

@@ -8,7 +8,7 @@ use event_gateway::domain::Broker;
 use futures_util::future::join_all;
 use tokio::runtime::Runtime;
 
-use super::{FROZEN, IMPATIENT, MINUTE, outlives, world};
+use super::{AROUND, FROZEN, IMPATIENT, outlives, world};
 use crate::aftermath::all_is_well;
 use crate::environment::variable;
 use crate::gateway::Gateway;
@@ -28,7 +28,7 @@ const LANE: [&str; 1] = ["relay.lane_capacity=1024"];
 /// Half of what others lead: of twenty jobs a second, with four records and more each.
 const ENOUGH: u64 = 800;
 /// All faults and what is between them.
-const LENGTH: Duration = Duration::from_secs(130);
+const LENGTH: Duration = Duration::from_secs(210);
 
 /// Proxies in front of all nodes that a setting names.
 pub(super) struct Network {
@@ -76,6 +76,10 @@ impl Network {
             self.set(Mode::Open);
             sleep(Duration::from_secs(3));
         }
+        until(gateway, &[]);
+        self.set(Mode::Cut);
+        until(gateway, &[name]);
+        self.set(Mode::Open);
         until(gateway, &[]);
         for fault in [Mode::Silent, SLOW] {
             self.set(fault);
@@ -144,5 +148,5 @@ fn a_kafka_broker_is_not_heard() {
         assert!(since > ENOUGH, "{since}");
         network.proxies[0].set(Mode::Open);
     };
-    outlives(&world, &more, MINUTE, meanwhile, all_is_well);
+    outlives(&world, &more, HALF_A_MINUTE + AROUND, meanwhile, all_is_well);
 }

@@ -1,9 +1,7 @@
 //! PostgreSQL is there, but takes nothing.
 
-use std::time::Duration;
-
 use super::user::User;
-use super::{FROZEN, IMPATIENT, frozen, outlives, survives, world};
+use super::{AROUND, FROZEN, IMPATIENT, frozen, outlives, survives, world};
 use crate::aftermath::all_is_well;
 use crate::gateway::Gateway;
 use crate::play::psql;
@@ -36,5 +34,5 @@ fn postgresql_is_read_only() {
         until(gateway, &[]);
         user.finds(&accepted);
     };
-    outlives(&world, &[], FROZEN + Duration::from_secs(30), meanwhile, all_is_well);
+    outlives(&world, &[], FROZEN + AROUND, meanwhile, all_is_well);
 }

@@ -20,6 +20,7 @@ use event_gateway::store::postgres::{PostgresOptions, PostgresStore};
 use futures_util::future::LocalBoxFuture;
 use sqlx::postgres::PgConnectOptions;
 
+use crate::environment;
 use crate::fixture::{Opened, factory};
 use database::Database;
 pub use server::Schema;
