@@ -216,10 +216,12 @@ fn messages_that_expire_in_a_queue_are_handled_from_the_store() {
     assert!(Gateway::start(&settings).stop().success());
     let intruder = Intruder::next_in(&world, QUEUE);
     let gateway = Gateway::start(&settings);
+    // This one is in the other's hands, and the only event of its job.
+    submitted(&gateway, &["--agent", CLUSTER, "--dataset", "d"]);
+    await_that("a message", MINUTE, || depth(&world, QUEUE) == 1);
     for _ in 0..5 {
         submitted(&gateway, &["--agent", "AnomalyDetection", "--dataset", DATASET, "--watch"]);
     }
-    // All but the one in the other's hands.
     let missed = missed_by(&audit::declaration());
     await_that("what has expired", MINUTE, || psql(&world.database, &missed) == "1");
     await_that("no late message", MINUTE, || depth(&world, "job-dlq") == 0);

@@ -12,6 +12,7 @@ use rdkafka::client::DefaultClientContext;
 use serde_json::{Value, json};
 
 use crate::gateway::Gateway;
+use crate::instances::people::{claimed, signed_in};
 use crate::play::psql;
 use crate::program::Ended;
 use crate::reconcile::{broker, reconcile, submitted};
@@ -189,10 +190,18 @@ fn what_a_topic_has_lost_is_published_again() {
 #[test]
 fn what_a_stream_has_lost_is_published_again() {
     let Some(world) = World::fresh() else { return };
-    let mut gateway = Gateway::start(&world.settings());
+    // Within it the stream would take what is published again for what it has had.
+    let settings = [&world.settings()[..], &["nats.duplicate_window=1s"]].concat();
+    let mut gateway = Gateway::start(&settings);
     play(&gateway);
-    let open = submitted(&gateway, &["--agent", CLUSTER, "--dataset", "d"]);
-    cancelled(&gateway, &open);
+    let running = runtime().block_on(async {
+        let (user, worker) = (signed_in(&gateway, "ada", "user").await, signed_in(&gateway, "cluster", "worker").await);
+        let job = claimed(&user, &worker, CLUSTER, 1).await.remove(0);
+        job.progresses(&worker, 0.5).await;
+        job.id
+    });
+    // Whoever runs it is to end it.
+    cancelled(&gateway, &running);
     finds(&reconcile(&gateway, &world, &["--wait", "60s"]), &[]);
     assert!(gateway.halt().success());
     let lost = number(
@@ -211,7 +220,7 @@ fn what_a_stream_has_lost_is_published_again() {
     assert_eq!(broker(&ended.json(), "nats")["reopened"], json!(lost), "{}", ended.stdout);
     finds(&reconcile(&gateway, &world, &["--wait", "0s"]), &[("nats", "waiting", lost)]);
 
-    gateway.kill_and_restart(&world.settings());
+    gateway.kill_and_restart(&settings);
     finds(&reconcile(&gateway, &world, &["--wait", "60s", "--strict"]), &[]);
     assert!(gateway.stop().success());
 }
