@@ -43,9 +43,11 @@ async fn every_leg_of_every_event_of_a_job() {
 async fn legs_as_they_are_marked() {
     let gateway = Gateway::start().await;
     let job = gateway.submitted().await;
+    let event =
+        gateway.store.events(&EventFilter::default(), Page { before: None, limit: 9 }).await.unwrap().pop().unwrap();
     let now = Timestamp::now();
     let mark = |broker, state, attempts, offset: Option<i64>, error: Option<&str>| LegMark {
-        position: 1,
+        position: event.position,
         broker,
         state,
         attempts,
@@ -60,8 +62,6 @@ async fn legs_as_they_are_marked() {
         mark(Broker::Kafka, LegState::Done, 1, Some(1234), None),
         mark(Broker::Rabbitmq, LegState::Pending, 2, None, Some("connection refused")),
     ];
-    let event =
-        gateway.store.events(&EventFilter::default(), Page { before: None, limit: 9 }).await.unwrap().pop().unwrap();
     let message =
         StoredMessage { headers: None, encoding: Encoding::Json, body: Bytes::new(), position: "here".into() };
     let claim = |consumer: &str, verdict| DeliveryClaim {
