@@ -118,11 +118,11 @@ fn a_queue_is_at_its_limit() {
     });
 }
 
-/// One of ours takes a hundred messages and no more, and its consumer has to wait for its turn.
+/// One of ours takes a thousand messages and no more, and its consumer has to wait for its turn.
 #[test]
 #[ignore = "blocks publishers: make test-faults"]
 fn a_queue_whose_consumer_waits_is_at_its_limit() {
-    const FEW: &str = "rabbitmq.queue_max_length=100";
+    const FEW: &str = "rabbitmq.queue_max_length=1000";
     let Some(world) = world() else { return };
     // The first declares the queue.
     assert!(Gateway::start(&[&world.settings()[..], &[FEW]].concat()).stop().success());
