@@ -15,11 +15,9 @@ use crate::gateway::Gateway;
 use crate::instances::people::{claimed, signed_in};
 use crate::play::psql;
 use crate::program::Ended;
-use crate::reconcile::{broker, reconcile, submitted};
+use crate::reconcile::{DATASET, broker, reconcile, submitted};
 use crate::runtime::runtime;
 use crate::world::{CLUSTER, World, address, brokers, jetstream};
-
-const DATASET: &str = "anomaly-detection/quiet-receiver.csv";
 
 /// Events that Kafka has confirmed; those that stay in JetStream: cancellations, and the command
 /// that nobody takes.
