@@ -8,7 +8,6 @@ use event_gateway::domain::{Id, Timestamp};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Connection, ConnectionProperties};
-use rdkafka::ClientConfig;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 
 use crate::aftermath::{all_is_well, missed_by};
@@ -20,7 +19,7 @@ use crate::reconcile::{DATASET, QUEUE, depth, submitted};
 use crate::runtime::runtime;
 use crate::waiting::{MINUTE, await_that};
 use crate::work_queue::nothing_waits;
-use crate::world::{CLUSTER, World, address};
+use crate::world::{CLUSTER, World, jetstream, kafka};
 
 /// Publishes to `job.events` as somebody else would; every queue that is bound has it.
 async fn to_rabbitmq(world: &World, key: &str, body: &str, properties: BasicProperties) {
@@ -35,8 +34,7 @@ async fn to_rabbitmq(world: &World, key: &str, body: &str, properties: BasicProp
 
 /// Writes to `job-lifecycle` as somebody else would.
 async fn to_kafka(world: &World, body: &str) {
-    let producer: FutureProducer =
-        ClientConfig::new().set("bootstrap.servers", address("KAFKA").unwrap()).create().unwrap();
+    let producer: FutureProducer = kafka().create().unwrap();
     let topic = format!("{}job-lifecycle", world.prefix);
     producer.send(FutureRecord::to(&topic).key("garbage").payload(body), Duration::ZERO).await.unwrap();
 }
@@ -98,10 +96,7 @@ fn garbage_on_the_work_queue_is_one_dead_letter_and_gone_from_jetstream() {
         );
         psql(&world.database, &query)
     };
-    let runtime = runtime();
-    let servers: Vec<String> = address("NATS").unwrap().split(',').map(str::to_owned).collect();
-    let jetstream = runtime.block_on(async { async_nats::jetstream::new(async_nats::connect(servers).await.unwrap()) });
-    let published = runtime.block_on(async {
+    let published = jetstream(async |jetstream| {
         let sent = jetstream.publish("commands.job.submit.process", garbage.clone().into()).await.unwrap();
         sent.await.unwrap().sequence
     });
@@ -115,7 +110,7 @@ fn garbage_on_the_work_queue_is_one_dead_letter_and_gone_from_jetstream() {
         assert!(found.contains(part), "{part}: {found}");
     }
     await_that("an empty consumer", MINUTE, || {
-        let gone = runtime.block_on(async {
+        let gone = jetstream(async |jetstream| {
             let stream = jetstream.get_stream("COMMANDS_JOB").await.unwrap();
             stream.get_raw_message(published).await.is_err()
         });

@@ -10,7 +10,7 @@ use rdkafka::admin::AdminOptions;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Message, OwnedMessage};
 use rdkafka::producer::{FutureProducer, FutureRecord};
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use rdkafka::{Offset, TopicPartitionList};
 use serde_json::{Value, json};
 
 use crate::aftermath::consumers_have_everything;
@@ -22,7 +22,7 @@ use crate::reconcile::{broker, reconcile};
 use crate::restore::{admin, count, finds};
 use crate::runtime::runtime;
 use crate::waiting::{MINUTE, await_that};
-use crate::world::{CLUSTER, World, address, jetstream};
+use crate::world::{CLUSTER, World, jetstream, kafka};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const COMMANDS: &str = "COMMANDS_JOB";
@@ -103,10 +103,8 @@ fn emptied(topic: &str) -> Vec<OwnedMessage> {
 
 /// Appends these records to their partitions, one after the other.
 fn fill(topic: &str, records: &[OwnedMessage]) {
-    let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", address("KAFKA").unwrap());
     runtime().block_on(async {
-        let producer: FutureProducer = config.create().unwrap();
+        let producer: FutureProducer = kafka().create().unwrap();
         for record in records {
             let (key, body) = (record.key().unwrap(), record.payload().unwrap());
             let copy = FutureRecord::to(topic).partition(record.partition()).key(key).payload(body);

@@ -17,7 +17,7 @@ use crate::readiness::{metric, until};
 use crate::reconcile::reconcile;
 use crate::restore::{dumped, put_back};
 use crate::waiting::await_that;
-use crate::world::{CLUSTER, World, address};
+use crate::world::{CLUSTER, World, kafka};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const LIFECYCLE: &str = "SELECT count(*) FROM events \
@@ -28,9 +28,8 @@ const COUNTED: &str = "SELECT coalesce(sum(value::numeric), 0)::bigint \
 
 /// Somebody else's client of the group.
 pub fn foreign(group: &str) -> ClientConfig {
-    let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", address("KAFKA").unwrap()).set("group.id", group);
-    config.set("enable.auto.commit", "false").set("auto.offset.reset", "earliest");
+    let mut config = kafka();
+    config.set("group.id", group).set("enable.auto.commit", "false").set("auto.offset.reset", "earliest");
     config
 }
 

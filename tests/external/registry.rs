@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use event_gateway::domain::Id;
+use rdkafka::Offset;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Message, OwnedMessage};
 use rdkafka::producer::{FutureProducer, FutureRecord};
-use rdkafka::{ClientConfig, Offset};
 use serde_json::{Value, json};
 
 use crate::aftermath::all_is_well;
@@ -19,7 +19,7 @@ use crate::readiness::{metric, until};
 use crate::reconcile::{DATASET, submitted};
 use crate::runtime::{runtime, runtime_beside};
 use crate::waiting::{MINUTE, await_that};
-use crate::world::{World, address};
+use crate::world::{World, address, kafka};
 
 /// The oldest record of a topic that has one.
 fn oldest(topic: &str) -> OwnedMessage {
@@ -51,8 +51,7 @@ async fn told_otherwise(registry: &str, topic: &str, id: u32) -> u32 {
 
 /// Writes the record once more, as one that was written with this schema.
 async fn written_again(topic: &str, record: OwnedMessage, schema: u32) {
-    let producer: FutureProducer =
-        ClientConfig::new().set("bootstrap.servers", address("KAFKA").unwrap()).create().unwrap();
+    let producer: FutureProducer = kafka().create().unwrap();
     let mut body = record.payload().unwrap().to_vec();
     body[1..5].copy_from_slice(&schema.to_be_bytes());
     let again = FutureRecord::to(topic).key(record.key().unwrap()).partition(record.partition()).payload(&body);

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use serde_json::{Value, json};
@@ -17,7 +16,7 @@ use crate::play::psql;
 use crate::program::Ended;
 use crate::reconcile::{DATASET, broker, reconcile, submitted};
 use crate::runtime::runtime;
-use crate::world::{CLUSTER, World, address, brokers, jetstream};
+use crate::world::{CLUSTER, World, address, brokers, jetstream, kafka};
 
 /// Events that Kafka has confirmed; those that stay in JetStream: cancellations, and the command
 /// that nobody takes.
@@ -133,7 +132,7 @@ fn a_database_put_back_knows_what_the_brokers_have_beyond_it() {
 }
 
 pub fn admin() -> AdminClient<DefaultClientContext> {
-    ClientConfig::new().set("bootstrap.servers", address("KAFKA").unwrap()).create().unwrap()
+    kafka().create().unwrap()
 }
 
 fn delete_topic(name: &str) {

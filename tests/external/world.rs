@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use async_nats::jetstream::Context;
+use rdkafka::ClientConfig;
 use serde_json::json;
 
 use crate::environment::variable;
@@ -51,6 +52,13 @@ pub fn queue_leader(world: &World, queue: &str) -> String {
 pub fn stream_leader() -> String {
     let info = jetstream(async |jetstream| jetstream.get_stream("COMMANDS_JOB").await.unwrap().cached_info().clone());
     info.cluster.and_then(|cluster| cluster.leader).expect("the stream has a leader")
+}
+
+/// A client of Kafka's that is not ours.
+pub fn kafka() -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", address("KAFKA").unwrap());
+    config
 }
 
 /// As a client of its own.

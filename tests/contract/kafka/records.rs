@@ -131,6 +131,11 @@ impl Fresh {
         let writer = GenericDatumWriter::builder(&theirs).build().unwrap();
         self.write_event(event, &framed(id, &writer.write_value_to_vec(value).unwrap())).await;
     }
+
+    /// Writes an event as the release before its newest field does.
+    async fn write_older(&self, event: &Event) {
+        self.write_version(event, &older(), |payload| payload.retain(|(name, _)| name != "refund_amount_usd")).await;
+    }
 }
 
 const REFUND: &str = r#"{"name": "refund_amount_usd", "type": ["null", "double"], "default": null}"#;
@@ -156,7 +161,7 @@ async fn other_versions_of_a_schema_are_read_as_this_one() {
     let Some(site) = Site::find() else { return };
     let fresh = Fresh::with(site, &[]).await;
     let (old, new, own) = (event("alpha", 1), event("alpha", 2), event("alpha", 3));
-    fresh.write_version(&old, &older(), |payload| payload.retain(|(name, _)| name != "refund_amount_usd")).await;
+    fresh.write_older(&old).await;
     fresh
         .write_version(&new, &newer(), |payload| {
             payload.push(("desk".to_owned(), Value::Union(1, Box::new(Value::String("seven".to_owned())))));
@@ -185,7 +190,7 @@ async fn what_can_never_be_read_is_delivered_as_such_and_nothing_waits_for_it() 
     let record = sent.event_type.encode_record(&sent).unwrap();
     fresh.write_event(&sent, &framed(2_000_000_000, &record)).await;
     fresh.write_event(&sent, b"{\"not\": \"framed\"}").await;
-    fresh.write_version(&sent, &older(), |payload| payload.retain(|(name, _)| name != "refund_amount_usd")).await;
+    fresh.write_older(&sent).await;
     let mut inbound = within(fresh.kafka.subscriber().subscribe(&consumer("reader"))).await.unwrap();
     let got = consume(&mut *inbound, 3).await;
 
@@ -212,11 +217,7 @@ async fn a_registry_that_is_away_or_refuses_us_pauses_and_nothing_is_lost() {
     let behind = site.registry_at(proxy.port());
     let fresh =
         Fresh::with(site, &[("kafka.schema_registry_url", &behind), ("kafka.schema_registry_timeout", "1s")]).await;
-    let write_older = async |sequence| {
-        let without = |payload: &mut Vec<(String, Value)>| payload.retain(|(name, _)| name != "refund_amount_usd");
-        fresh.write_version(&event("alpha", sequence), &older(), without).await;
-    };
-    write_older(1).await;
+    fresh.write_older(&event("alpha", 1)).await;
     let mut inbound = within(fresh.kafka.subscriber().subscribe(&consumer("reader"))).await.unwrap();
     for mode in [Mode::Cut, Mode::Answer(401), Mode::Answer(500), Mode::Answer(404)] {
         proxy.set(mode);
@@ -228,6 +229,6 @@ async fn a_registry_that_is_away_or_refuses_us_pauses_and_nothing_is_lost() {
     assert_eq!(sequences(&consume(&mut *inbound, 2).await), [1, 2]);
     // Nor is a schema asked for again that was read with before.
     proxy.set(Mode::Cut);
-    write_older(3).await;
+    fresh.write_older(&event("alpha", 3)).await;
     assert_eq!(sequences(&consume(&mut *inbound, 1).await), [3]);
 }
