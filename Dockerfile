@@ -18,10 +18,12 @@ FROM debian:bookworm-20260803-slim
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates curl \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --system --uid 10001 --home-dir /data --create-home gateway
+    && useradd --system --uid 10001 --home-dir /data gateway \
+    && install --directory --owner=gateway /data
 COPY --from=binary /event-gateway /usr/local/bin/event-gateway
 USER 10001
 WORKDIR /data
+ENV GATEWAY__DATA__DIR=/data
 VOLUME /data
 EXPOSE 8080
 ENTRYPOINT ["event-gateway"]

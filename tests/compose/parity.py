@@ -14,7 +14,6 @@ PLACE = "where its data is"
 DIFFERENCES = {
     "gateway": {
         "GATEWAY__HTTP__LISTEN": ADDRESS,
-        "GATEWAY__DATA__DIR": PLACE,
         "GATEWAY__AUTH__JWT_SECRET": "development mode, without a secret, is for loopback alone",
     },
     "rabbitmq": {
