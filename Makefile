@@ -3,7 +3,7 @@
 #             Compose where an engine answers, else natively (scripts/brokers help)
 # make run-brokers  the gateway on them
 # make test   all but the benches and the long faults; sets up what it needs
-# make test-faults  brokers killed, frozen and starved under load (an hour)
+# make test-faults  brokers killed, frozen and starved under load (80 minutes)
 # make lint   formatting, clippy, licences and advisories, page types
 # make bench  the figures of docs/benchmarks.md (release build)
 # make page   only the page
