@@ -92,12 +92,11 @@ impl Drop for Cluster {
         if failed {
             show_queues();
         }
-        let start = || command(&[&["start"][..], &NODES].concat()).output();
         for node in NODES {
             let _ = command(&["resume", node]).output();
         }
         if !failed {
-            let _ = start();
+            let _ = command(&[&["start"][..], &NODES].concat()).output();
         }
         // Nodes that gave each other up stay apart until they start anew, and what each has deleted meanwhile
         // may keep their virtual hosts from starting.
